@@ -1,0 +1,97 @@
+"""The methods a recipe may name: a table without code, so that reading a recipe needs no torch.
+
+Each method's code is the module of the same name in this folder, loaded when it is first applied.
+A new method is one new file and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType, ModuleType
+from typing import Literal
+
+Kind = Literal["score", "quantizer"]
+"""How a method plugs into the walk over blocks (`capcheck.calibrate`).
+
+`score`: (weight, statistic) -> importance; the walk prunes what is least important.
+`quantizer`: (weight, mask) -> weight on a grid.
+"""
+
+Argument = Literal["sparsity", "bits"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One `key=value` of a step: its type, default and range (inclusive; None for open ends)."""
+
+    type: type[int] | type[float] | type[bool] | type[str]
+    default: int | float | bool | str | None
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a recipe may say of a method.
+
+    Attributes:
+        kind: how the method plugs into the walk.
+        argument: what follows the colon.
+        keys: the `key=value` pairs it takes.
+        calibrated: whether it needs calibration text.
+    """
+
+    kind: Kind
+    argument: Argument
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    calibrated: bool = False
+
+
+_SCOPE: dict[str, Key] = {
+    "embeddings": Key(bool, False, "compress the token embeddings too"),
+    "head": Key(bool, False, "compress the language-model head too"),
+}
+_CALIBRATION: dict[str, Key] = {
+    "calib": Key(str, "own", "calibration text: own, a .txt or .jsonl file, or a data set's name"),
+    "n": Key(int, 128, "calibration sequences", low=1),
+    "length": Key(int, 256, "tokens in each calibration sequence", low=2),
+}
+_SEED: dict[str, Key] = {"seed": Key(int, 0, "seed of every draw", low=0)}
+
+METHODS: Mapping[str, Signature] = MappingProxyType(
+    {
+        "magnitude": Signature(
+            "score",
+            "sparsity",
+            {
+                "scope": Key(
+                    str, "row", "where weights compete", choices=("row", "layer", "global")
+                ),
+                **_SCOPE,
+            },
+        ),
+        "random": Signature("score", "sparsity", {**_SEED, **_SCOPE}),
+        "wanda": Signature(
+            "score", "sparsity", {**_CALIBRATION, **_SEED, **_SCOPE}, calibrated=True
+        ),
+        "rtn": Signature(
+            "quantizer",
+            "bits",
+            {
+                "group": Key(int, 0, "weights that share a scale; 0: a whole row", low=0),
+                "symmetric": Key(bool, True, "no zero point"),
+                **_SCOPE,
+            },
+        ),
+    }
+)
+"""Every method by name."""
+
+
+def implementation(name: str) -> ModuleType:
+    """Return the module that implements the method `name` (imports torch)."""
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,370 @@
+"""What is found out: answers, scores, estimates, comparisons and verdicts. Data, and no mathematics.
+
+A `Comparison` asks nothing by itself. Its estimates hand every question to an `Evidence`, which
+`capcheck.session` provides: it asks the models, does the statistics and remembers the gates.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from capcheck.task import Item, Task
+
+Metric = Literal["retention", "drop", "ratio", "items"]
+JSON = dict[str, Any]
+
+
+class Verdict(str, Enum):
+    """What the evidence says of a gate."""
+
+    RETAINED = "retained"
+    DEGRADED = "degraded"
+    UNDECIDED = "undecided"
+    VACUOUS = "vacuous"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Loglik:
+    """Log-likelihood of a continuation.
+
+    Attributes:
+        nats: the sum of ln p(token | everything before it); at most 0.
+        tokens: how many tokens were scored.
+    """
+
+    nats: float
+    tokens: int
+
+
+class Answer(str):
+    """Generated text, without the prompt. A `str`; `finished` is False where it was cut off."""
+
+    finished: bool
+
+    def __new__(cls, text: str, finished: bool = True) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.finished = finished
+        return answer
+
+
+@dataclass(frozen=True)
+class Score:
+    """One side's result on one item.
+
+    Attributes:
+        value: 0 (wrong) to 1 (right); for perplexity the nats per token of the document.
+        text: the answer as a person would read it.
+        unparsable: the answer had no form that could be scored, and `value` is 0 for it.
+        weight: the tokens behind `value` for perplexity, else 1.
+    """
+
+    value: float
+    text: str
+    unparsable: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its bounds; each bound alone holds with the confidence of the settings.
+
+    Attributes:
+        value: the point estimate.
+        low, high: the bounds, by inverting the very tests that give the verdicts.
+        n: the independent units (items, clusters, documents) it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An item that one model has right and the other wrong, with both answers.
+
+    `flip["field"]` reads a field of the item.
+    """
+
+    item: Item
+    dense: Score
+    compressed: Score
+
+    def __getitem__(self, key: str) -> Any:
+        return self.item[key]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a gate asserts: that `metric` is on the good side of `threshold`."""
+
+    metric: Metric
+    threshold: float | None
+
+    def __str__(self) -> str:
+        sign = ">=" if self.metric == "retention" else "<="
+        return self.metric if self.threshold is None else f"{self.metric} {sign} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A claim and what became of it. One entry of `checks` in the JSON report.
+
+    Attributes:
+        task, recipe, against: what was compared; `against` is `none` for the dense model.
+        dense, compressed: mean scores (perplexities for the metric `ratio`), or None.
+        used, available: items asked, items the task has.
+        needed: about how many items would settle an undecided gate, where that can be said.
+        unparsable: format failures of the dense and the compressed model.
+        reason: why it is vacuous or undecided, in words.
+    """
+
+    task: str
+    recipe: str
+    against: str
+    claim: Claim
+    verdict: Verdict
+    dense: float | None
+    compressed: float | None
+    estimate: Interval | None
+    used: int
+    available: int
+    broken: int = 0
+    fixed: int = 0
+    unparsable: tuple[int, int] = (0, 0)
+    needed: int | None = None
+    reason: str = ""
+    perplexity: Interval | None = None
+    silent: bool = False
+    seconds: float = 0.0
+
+    def with_verdict(self, verdict: Verdict, **changes: Any) -> Gate:
+        """Return the gate with another verdict."""
+        return replace(self, verdict=verdict, **changes)
+
+
+class Evidence(Protocol):
+    """What a comparison rests on; `capcheck.session` implements it."""
+
+    def decide(self, claim: Claim) -> bool:
+        """Gather the evidence that a claim needs; return whether it holds.
+
+        Raises:
+            VacuousError: the dense model has nothing to lose.
+        """
+
+    def interval(self, metric: Metric) -> Interval:
+        """Ask every item and return the estimate of a metric."""
+
+    def flips(self) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
+        """Ask every item and return what broke and what was fixed."""
+
+    def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+        """Ask every item and return the scores of the dense and the compressed model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A quantity that is known only from a sample: ordering it against a number is a gate.
+
+    `retention >= 0.95`, `drop <= 0.02` and `ratio <= 1.05` state a claim; the evidence decides it,
+    not the point value. A claim that stays undecided holds, whichever way it is written, and is
+    shown as undecided. `.value`, `.low`, `.high` and `.n` ask every item and are plain numbers.
+    """
+
+    metric: Metric
+    _evidence: Evidence = field(repr=False)
+    _label: str = ""
+
+    __array_ufunc__ = None  # a NumPy number on the left leaves the comparison to us
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def value(self) -> float:
+        """The point estimate over every item."""
+        return self._evidence.interval(self.metric).value
+
+    @property
+    def low(self) -> float:
+        """The lower confidence bound over every item."""
+        return self._evidence.interval(self.metric).low
+
+    @property
+    def high(self) -> float:
+        """The upper confidence bound over every item."""
+        return self._evidence.interval(self.metric).high
+
+    @property
+    def n(self) -> int:
+        """The number of independent units over every item."""
+        return self._evidence.interval(self.metric).n
+
+    def __ge__(self, threshold: float) -> bool:
+        return self._gate(threshold, above=True)
+
+    def __gt__(self, threshold: float) -> bool:
+        return self._gate(threshold, above=True)
+
+    def __le__(self, threshold: float) -> bool:
+        return self._gate(threshold, above=False)
+
+    def __lt__(self, threshold: float) -> bool:
+        return self._gate(threshold, above=False)
+
+    def _gate(self, threshold: float, *, above: bool) -> bool:
+        if isinstance(threshold, Estimate):
+            raise TypeError(
+                f"{self.metric} is an estimate and cannot be ordered against another estimate; "
+                "compare it with a number, or use capability(task, against='RECIPE') "
+                "to set two recipes against each other"
+            )
+        if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+            raise TypeError(
+                f"{self.metric} is ordered against a number, not {type(threshold).__name__}"
+            )
+        if not math.isfinite(float(threshold)):
+            raise TypeError(f"{self.metric} is ordered against a finite number, not {threshold}")
+        holds = self._evidence.decide(Claim(self.metric, float(threshold)))
+        good_is_above = self.metric == "retention"
+        return holds if above == good_is_above else not holds
+
+    def _refuse(self, what: str) -> NoReturn:
+        sign = ">=" if self.metric == "retention" else "<="
+        raise TypeError(
+            f"{self.metric} is an estimate with an interval, so {what} has no answer; "
+            f"write {self.metric} {sign} NUMBER, or use {self.metric}.value for the point value"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        self._refuse("== (or pytest.approx)")
+
+    def __ne__(self, other: object) -> bool:
+        self._refuse("!=")
+
+    def __bool__(self) -> bool:
+        self._refuse("its truth value")
+
+    def __repr__(self) -> str:
+        return f"<{self.metric} of {self._label}>" if self._label else f"<{self.metric}>"
+
+
+class Comparison:
+    """Dense and compressed scores of one task, paired item by item.
+
+    Attributes:
+        task: the task both models are asked.
+        recipe: what was applied to the compressed model.
+        against: what the reference is; `none` is the dense model.
+    """
+
+    def __init__(self, task: Task, recipe: str, evidence: Evidence, against: str = "none") -> None:
+        self.task = task
+        self.recipe = recipe
+        self.against = against
+        self._evidence = evidence
+
+    def _estimate(self, metric: Metric) -> Estimate:
+        wanted = self.task.metrics
+        if metric not in wanted:
+            raise TypeError(
+                f"task {self.task.name!r} has no {metric}; its estimates are {' and '.join(wanted)}"
+            )
+        return Estimate(metric, self._evidence, f"{self.task.name}[{self.recipe}]")
+
+    @property
+    def retention(self) -> Estimate:
+        """Compressed score over dense score, corrected for chance where choices exist."""
+        return self._estimate("retention")
+
+    @property
+    def drop(self) -> Estimate:
+        """Dense mean score less the compressed one; -1 to 1, positive is a loss."""
+        return self._estimate("drop")
+
+    @property
+    def ratio(self) -> Estimate:
+        """Compressed perplexity over dense perplexity; 1 is unchanged."""
+        return self._estimate("ratio")
+
+    @property
+    def broken(self) -> tuple[Flip, ...]:
+        """The items that dense has right and compressed has wrong. Asks every item."""
+        return self._evidence.flips()[0]
+
+    @property
+    def fixed(self) -> tuple[Flip, ...]:
+        """The items that dense has wrong and compressed has right. Asks every item."""
+        return self._evidence.flips()[1]
+
+    @property
+    def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+        """The scores of dense and compressed, in the order of `task.items`. Asks every item."""
+        return self._evidence.scores()
+
+    def __repr__(self) -> str:
+        return f"<comparison of {self.task.name}[{self.recipe}] with {self.against}>"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One compressed weight matrix.
+
+    Attributes:
+        name: the parameter's dotted name in the model.
+        method: what compressed it.
+        shape: (outputs, inputs).
+        sparsity: the share of weights that are exactly zero, 0 to 1, counted after the step.
+        bits: bits a weight takes with its share of scales and zero points, or None where the
+            step does not quantize.
+    """
+
+    name: str
+    method: str
+    shape: tuple[int, int]
+    sparsity: float
+    bits: float | None = None
+
+
+@dataclass
+class CompressionLog:
+    """What a recipe did to a model, and what it could not do.
+
+    Attributes:
+        recipe: the recipe's text.
+        layers: one entry for every matrix and step.
+        skipped: parameters of the blocks that a step could not compress, with the reason.
+        fallbacks: where a method did something other than what its paper says, and why.
+        seconds: wall time of the whole recipe.
+        bytes_dense, bytes: the weights' bytes before, and after with bits and sparsity counted
+            as a packed format would hold them (a mask costs one bit a weight).
+    """
+
+    recipe: str
+    layers: list[Layer] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    bytes_dense: int = 0
+    bytes: int = 0
+
+    def to_json(self) -> JSON:
+        """Return the entry of `compression` in the JSON report."""
+        return {
+            "recipe": self.recipe,
+            "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers],
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "fallbacks": list(self.fallbacks),
+            "seconds": round(self.seconds, 3),
+            "bytes_dense": self.bytes_dense,
+            "bytes": self.bytes,
+        }
