@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from capcheck.result import Answer as Answer
     from capcheck.result import Comparison as Comparison
     from capcheck.result import Verdict as Verdict
+    from capcheck.rows import Item as Item
     from capcheck.session import compare as compare
-    from capcheck.task import Item as Item
     from capcheck.task import Task as Task
     from capcheck.task import Unparsable as Unparsable
     from capcheck.tasks.choices import choices as choices
@@ -34,7 +34,7 @@ _HOME = {
     "Answer": "result",
     "CapcheckError": "errors",
     "Comparison": "result",
-    "Item": "task",
+    "Item": "rows",
     "ModelError": "errors",
     "Recipe": "recipe",
     "Task": "task",

@@ -232,7 +232,12 @@ def _decimal(plain: str, text: str, what: str) -> Decimal:
         number = Decimal(plain)
     except InvalidOperation:
         number = Decimal("nan")
-    if not number.is_finite() or not plain.isascii() or "_" in plain or abs(number) > Decimal(2**53):
+    if (
+        not number.is_finite()
+        or not plain.isascii()
+        or "_" in plain
+        or abs(number) > Decimal(2**53)
+    ):
         raise UsageError(f"recipe {text!r}: {what} is a number, not {plain!r}")
     return number
 

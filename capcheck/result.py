@@ -1,4 +1,4 @@
-"""What is found out: answers, scores, estimates, comparisons and verdicts. Data, and no mathematics.
+"""What is found out: answers, scores, estimates, comparisons, verdicts. Data, no mathematics.
 
 A `Comparison` asks nothing by itself. Its estimates hand every question to an `Evidence`, which
 `capcheck.session` provides: it asks the models, does the statistics and remembers the gates.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 if TYPE_CHECKING:
-    from capcheck.task import Item, Task
+    from capcheck.rows import Item
+    from capcheck.task import Task
 
 Metric = Literal["retention", "drop", "ratio", "items"]
 JSON = dict[str, Any]

@@ -35,7 +35,9 @@ class Backend(Protocol):
         conditioned on the last token of the window before it.
         """
 
-    def generate(self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str]) -> list[Answer]:
+    def generate(
+        self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str]
+    ) -> list[Answer]:
         """Return the greedy continuation of each prompt, at most `max_tokens` tokens.
 
         The text ends before the first of the `stop` strings, which is not part of it.
