@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -127,6 +127,10 @@ class Gate:
         needed: about how many items would settle an undecided gate, where that can be said.
         unparsable: format failures of the dense and the compressed model.
         reason: why it is vacuous or undecided, in words.
+        perplexity: the perplexity ratio of the recipe, where it was measured.
+        silent: the gate is degraded while perplexity is within its tolerance.
+        seconds: wall time that the gate took.
+        examples: the first items that broke, with both answers.
     """
 
     task: str
@@ -147,10 +151,33 @@ class Gate:
     perplexity: Interval | None = None
     silent: bool = False
     seconds: float = 0.0
+    examples: tuple[Flip, ...] = ()
 
-    def with_verdict(self, verdict: Verdict, **changes: Any) -> Gate:
-        """Return the gate with another verdict."""
-        return replace(self, verdict=verdict, **changes)
+    def to_json(self) -> JSON:
+        """Return the gate as the JSON report holds it, but for the test's id."""
+        found = self.estimate
+        return {
+            "task": self.task,
+            "recipe": self.recipe,
+            "against": self.against,
+            "metric": self.claim.metric,
+            "threshold": self.claim.threshold,
+            "verdict": str(self.verdict),
+            "dense": self.dense,
+            "compressed": self.compressed,
+            "estimate": {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+            if found is not None
+            else None,
+            "items": {"used": self.used, "available": self.available},
+            "broken": self.broken,
+            "fixed": self.fixed,
+            "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
+            "needed": self.needed,
+            "reason": self.reason,
+            "perplexity_ratio": self.perplexity.value if self.perplexity is not None else None,
+            "silent_damage": self.silent,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 class Evidence(Protocol):
@@ -166,8 +193,11 @@ class Evidence(Protocol):
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
 
-    def flips(self) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
-        """Ask every item and return what broke and what was fixed."""
+    def broken(self) -> tuple[Flip, ...]:
+        """Ask every item and return what broke; this is a gate of the metric `items`."""
+
+    def fixed(self) -> tuple[Flip, ...]:
+        """Ask every item and return what was fixed."""
 
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
         """Ask every item and return the scores of the dense and the compressed model."""
@@ -299,12 +329,12 @@ class Comparison:
     @property
     def broken(self) -> tuple[Flip, ...]:
         """The items that dense has right and compressed has wrong. Asks every item."""
-        return self._evidence.flips()[0]
+        return self._evidence.broken()
 
     @property
     def fixed(self) -> tuple[Flip, ...]:
         """The items that dense has wrong and compressed has right. Asks every item."""
-        return self._evidence.flips()[1]
+        return self._evidence.fixed()
 
     @property
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:

@@ -151,8 +151,8 @@ def read_file(path: Path) -> list[tuple[Row, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: this line is not UTF-8 text") from None
+        bad = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{bad}: this line is not UTF-8 text") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if path.suffix == ".txt":

@@ -173,7 +173,7 @@ def task(
 
     def decorate(scorer: Scorer) -> Generation:
         return Generation(
-            name=name or getattr(scorer, "__name__", "task"),
+            name=name or str(getattr(scorer, "__name__", "task")),
             source=source,
             prompt=prompt,
             header=header,

@@ -1,0 +1,131 @@
+"""What the user wants: one frozen `Settings`. Nothing here imports torch or pytest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from capcheck.errors import UsageError, nearest
+from capcheck.options import OPTION
+from capcheck.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on besides its tests; `capcheck.options` says what each means."""
+
+    model: str | None = None
+    compress: tuple[Recipe, ...] = ()
+    suite: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_tokens: int = 4096
+    trust_remote_code: bool = False
+    data: Path | None = None
+    perplexity: str = "own"
+    perplexity_tolerance: float = 1.05
+    store: Path | None = None
+    store_limit: int = 2**30
+    confidence: float = 0.95
+    items: int | Literal["auto", "all"] = "auto"
+    seed: int = 0
+    time_budget: float = math.inf
+    undecided: Literal["hold", "fail"] = "hold"
+    vacuous: Literal["skip", "fail"] = "skip"
+    json: Path | None = None
+    records: Path | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The error rate of each verdict, 1 - confidence."""
+        return 1.0 - self.confidence
+
+    @property
+    def model_name(self) -> str:
+        """The model without its revision."""
+        return (self.model or "").rpartition("@")[0] or (self.model or "")
+
+    @property
+    def revision(self) -> str | None:
+        """The revision after `@`, or None."""
+        name, at, revision = (self.model or "").rpartition("@")
+        return revision if at and name else None
+
+    def tightened(self, where: str, **wanted: Any) -> Settings:
+        """Return the settings with what a marker asks, which must not be weaker.
+
+        Args:
+            where: the test, for messages.
+            wanted: any of confidence, items="all", time_budget, undecided, vacuous.
+
+        Raises:
+            UsageError: an unknown name, a value that cannot be read, or a weaker one.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in wanted.items():
+            if name not in _STRICTNESS:
+                known = ", ".join(_STRICTNESS)
+                raise UsageError(
+                    f"{where}: the marker capcheck has no {name!r}{nearest(name, _STRICTNESS)}; "
+                    f"it takes {known}"
+                )
+            new = OPTION[name].read(str(value), f"{where}: {name}")
+            old = getattr(self, name)
+            if _STRICTNESS[name](new) < _STRICTNESS[name](old):
+                raise UsageError(
+                    f"{where}: its marker sets {name}={new}, which is weaker than the {old} of the "
+                    "settings; a marker may tighten them, never loosen them"
+                )
+            changes[name] = new
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as the JSON report holds them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _plain(value) for name, value in found.items()}
+
+
+_STRICTNESS: Mapping[str, Callable[[Any], float]] = {
+    "confidence": float,
+    "items": lambda value: math.inf if value == "all" else -1.0 if value == "auto" else value,
+    "time_budget": lambda seconds: -seconds,
+    "undecided": lambda value: value == "fail",
+    "vacuous": lambda value: value == "fail",
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if value == math.inf else value
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave of one option: its texts, and where they stand."""
+
+    texts: tuple[str, ...]
+    where: str
+
+
+def resolve(given: Mapping[str, Given]) -> Settings:
+    """Read what was given and return the settings.
+
+    Raises:
+        UsageError: a value cannot be read, or a recipe is given twice.
+    """
+    values: dict[str, Any] = {}
+    for name, found in given.items():
+        option = OPTION[name]
+        read = [option.read(text, found.where) for text in found.texts]
+        values[name] = tuple(read) if option.many else read[-1]
+    recipes: Sequence[Recipe] = values.get("compress", ())
+    for position, recipe in enumerate(recipes):
+        if recipe in recipes[:position]:
+            raise UsageError(f"{given['compress'].where}: the recipe {recipe} is given twice")
+    return Settings(**values)
