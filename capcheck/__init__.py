@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capcheck.backends.hub import load as load
     from capcheck.calibrate import compress as compress
+    from capcheck.comparison import Comparison as Comparison
     from capcheck.errors import CapcheckError as CapcheckError
     from capcheck.errors import ModelError as ModelError
     from capcheck.errors import UsageError as UsageError
     from capcheck.recipe import Recipe as Recipe
     from capcheck.result import Answer as Answer
-    from capcheck.result import Comparison as Comparison
     from capcheck.result import Verdict as Verdict
     from capcheck.rows import Item as Item
     from capcheck.session import compare as compare
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Answer": "result",
     "CapcheckError": "errors",
-    "Comparison": "result",
+    "Comparison": "comparison",
     "Item": "rows",
     "ModelError": "errors",
     "Recipe": "recipe",
@@ -51,6 +51,11 @@ _HOME = {
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
+
+
+# Not left to __getattr__: importing the module capcheck.task, which anything here does, would put
+# that module under the decorator's name. Imported after it, the decorator stays.
+from capcheck.tasks.generation import task as task  # noqa: E402
 
 
 def __getattr__(name: str) -> Any:

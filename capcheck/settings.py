@@ -107,10 +107,17 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user gave of one option: its texts, and where they stand."""
+    """What the user gave of one option.
+
+    Attributes:
+        texts: the values as text; one, where the option is given once.
+        where: where they stand, for messages.
+        standing: they are a project's standing choice (its ini file), not this run's.
+    """
 
     texts: tuple[str, ...]
     where: str
+    standing: bool = False
 
 
 def resolve(given: Mapping[str, Given]) -> Settings:

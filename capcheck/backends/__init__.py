@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from capcheck.result import Answer, Loglik
+from capcheck.recipe import Recipe
+from capcheck.result import Answer, CompressionLog, Loglik
 
 
 class Backend(Protocol):
@@ -42,3 +43,44 @@ class Backend(Protocol):
 
         The text ends before the first of the `stop` strings, which is not part of it.
         """
+
+
+class Models(Protocol):
+    """Gives the back end for each recipe; builds a model only when it is asked for.
+
+    `control` asks for the dense model loaded again, in other batches: the control `none`.
+    """
+
+    def check(self, recipes: Sequence[Recipe]) -> None:
+        """Find out, without loading weights, whether the model and the recipes can work.
+
+        Raises:
+            CapcheckError: they cannot; the message says why and what to do.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the report says of the model: name, revision, digest, device, dtype, …"""
+
+    def identity(self, recipe: Recipe) -> dict[str, Any]:
+        """Return what enters the store's keys for a recipe, without building the model."""
+
+    def backend(self, recipe: Recipe, *, control: bool = False) -> Backend:
+        """Return the back end that asks the model of a recipe, on the device."""
+
+    def log(self, recipe: Recipe) -> CompressionLog:
+        """Return what the recipe did; builds the model if it was not built yet."""
+
+    def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
+        """Return, for each compressed matrix, the most nonzeros in any m consecutive inputs."""
+
+    def context(self) -> int:
+        """Return the most tokens the model can take."""
+
+    def tokens(self, text: str) -> int:
+        """Return how many tokens a prompt has, special tokens counted."""
+
+    def release(self) -> None:
+        """Let another process have the device, if one is waiting for it."""
+
+    def close(self) -> None:
+        """Drop every model and free the device."""

@@ -1,0 +1,99 @@
+"""A gate in words: the failing assert, the report's section and the summary say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capcheck.result import Claim, Flip, Gate, Interval, Verdict
+
+_WIDTH = 60
+
+
+def headline(gate: Gate) -> str:
+    """Return one line: the task, the claim and what became of it."""
+    said = "no broken item that matters" if gate.claim.metric == "items" else str(gate.claim)
+    return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}"
+
+
+def explain(
+    gate: Gate, *, confidence: float, command: str = "", examples: bool = True
+) -> list[str]:
+    """Return what there is to say of a gate, a line each.
+
+    Args:
+        gate: the gate.
+        confidence: that of the settings, for the interval.
+        command: what runs the test again; left out if empty.
+        examples: whether to show broken items with both answers.
+    """
+    reference = "dense" if gate.against == "none" else gate.against
+    lines = [headline(gate)]
+    if gate.reason and gate.verdict in (Verdict.VACUOUS, Verdict.UNDECIDED):
+        lines.append(f"  why         {gate.reason}")
+    if gate.dense is not None and gate.compressed is not None:
+        names = "perplexity" if gate.claim.metric == "ratio" else "score"
+        lines.append(
+            f"  {names:<11} {reference} {number(gate.dense)}, "
+            f"{gate.recipe} {number(gate.compressed)}, {_items(gate)}"
+        )
+    if gate.estimate is not None:
+        lines.append(
+            f"  {gate.claim.metric:<11} {interval(gate.estimate)}, "
+            f"each bound at {confidence:.0%} confidence"
+        )
+    if gate.claim.metric != "ratio" and gate.compressed is not None:
+        lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed")
+    if any(gate.unparsable):
+        lines.append(
+            f"  format      {gate.unparsable[1]} answers could not be read "
+            f"({reference}: {gate.unparsable[0]}), each scored 0"
+        )
+    if gate.needed is not None and gate.verdict is Verdict.UNDECIDED:
+        lines.append(f"  to settle   about {gate.needed} items, if they went on like these")
+    if gate.perplexity is not None and gate.claim.metric != "ratio":
+        lines.append(f"  perplexity  ratio {interval(gate.perplexity)}")
+    if gate.silent:
+        lines.append("  silent      perplexity is within its tolerance: it does not show this loss")
+    if examples:
+        lines += _examples(gate.examples, reference, gate.recipe)
+    if command:
+        lines.append(f"  again       {command}")
+    return lines
+
+
+def number(value: float) -> str:
+    """Return a score or a perplexity with as many digits as a person reads."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def interval(found: Interval) -> str:
+    """Return `0.912 [0.880, 0.941]`."""
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def claim_of(claim: Claim) -> str:
+    """Return the claim as the summary shows it."""
+    return "items" if claim.threshold is None else str(claim)
+
+
+def _items(gate: Gate) -> str:
+    what = "documents" if gate.claim.metric == "ratio" else "items"
+    whole = gate.used == gate.available
+    return f"{gate.used} {what}" if whole else f"{gate.used} of {gate.available} {what}"
+
+
+def _examples(examples: Sequence[Flip], reference: str, recipe: str) -> list[str]:
+    if not examples:
+        return []
+    lines = ["  broken, for example"]
+    for flip in examples:
+        lines.append(f"    {flip.item.origin} {_short(str(flip.item.get('prompt', '')))}".rstrip())
+        lines.append(f"      {reference}: {_short(flip.dense.text)}")
+        lines.append(f"      {recipe}: {_short(flip.compressed.text)}")
+    return lines
+
+
+def _short(text: str) -> str:
+    """Return a text on one line, cut to a readable length; control characters are escaped."""
+    line = repr(text)[1:-1]
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

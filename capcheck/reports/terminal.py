@@ -1,0 +1,147 @@
+"""The summary on the terminal: a table of task by recipe, what compression did, what it means."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from capcheck.explain import number
+from capcheck.reports import Results
+from capcheck.result import JSON
+
+_STYLE = {"retained": "green", "degraded": "red", "undecided": "yellow", "vacuous": "dim"}
+
+
+def render(results: Results, *, width: int, color: bool) -> str:
+    """Return the summary as text.
+
+    Args:
+        results: what the tests found.
+        width: columns of the terminal.
+        color: whether to write escape codes for colours.
+    """
+    console = Console(
+        file=io.StringIO(), width=max(width, 80), force_terminal=color, no_color=not color,
+        highlight=False, legacy_windows=False,
+    )  # fmt: skip
+    run = results.run
+    if run:
+        console.print(Text(_about(run)))
+    for log in results.compression.values():
+        for line in _compression(log):
+            console.print(Text(line))
+    if results.checks:
+        console.print(_table(results.checks))
+    for line in _notes(results):
+        console.print(Text(line))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _about(run: JSON) -> str:
+    model = run.get("model", {})
+    found = [f"{key} {model[key]}" for key in ("device", "dtype", "revision") if model.get(key)]
+    return f"model {model.get('name', '')}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _compression(log: JSON) -> list[str]:
+    if not log["layers"]:
+        return []
+    final = {layer["name"]: layer for layer in log["layers"]}
+    sparsity = _share([layer["sparsity"] for layer in final.values()])
+    bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
+    parts = [f"{len(final)} matrices", f"sparsity {sparsity}"]
+    if bits:
+        parts.append(f"{_share(bits)} bits a weight")
+    if log["bytes_dense"]:
+        parts.append(f"{log['bytes'] / log['bytes_dense']:.0%} of the bytes")
+    lines = [f"{log['recipe']}: {', '.join(parts)}, in {log['seconds']:.1f} s"]
+    skipped = log["skipped"]
+    lines += [f"  not compressed: {s['name']} ({s['reason']})" for s in skipped[:5]]
+    if len(skipped) > 5:
+        lines.append(f"  not compressed: {len(skipped) - 5} more, all in the JSON report")
+    return lines + [f"  fallback: {text}" for text in log["fallbacks"]]
+
+
+def _share(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if high - low < 0.0005 else f"{low:.3g} to {high:.3g}"
+
+
+def _table(checks: Sequence[JSON]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("task", "recipe"):
+        table.add_column(name, overflow="fold")
+    for name in ("dense", "compressed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("estimate", "gate", "items", "flips", "verdict"):
+        table.add_column(name, no_wrap=True)
+    tasks = list(dict.fromkeys(check["task"] for check in checks))
+    before = ""
+    for check in sorted(checks, key=lambda check: tasks.index(check["task"])):
+        verdict = check["verdict"]
+        text = "degraded, silent" if check["silent_damage"] else verdict
+        task = check["task"] + ("" if check["against"] == "none" else f" / {check['against']}")
+        table.add_row(
+            "" if task == before else task,
+            check["recipe"],
+            _or_dash(check["dense"]),
+            _or_dash(check["compressed"]),
+            _estimate(check),
+            _gate(check),
+            f"{check['items']['used']}/{check['items']['available']}",
+            "" if check["metric"] == "ratio" else f"-{check['broken']} +{check['fixed']}",
+            Text(text, style=_STYLE[verdict]),
+        )
+        before = task
+    return table
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _gate(check: JSON) -> str:
+    if check["threshold"] is None:
+        return "broken"
+    sign = ">=" if check["metric"] == "retention" else "<="
+    return f"{check['metric']} {sign} {check['threshold']:g}"
+
+
+def _estimate(check: JSON) -> str:
+    found = check["estimate"]
+    if found is None:
+        return "-"
+    return f"{number(found['value'])} [{number(found['low'])}, {number(found['high'])}]"
+
+
+def _notes(results: Results) -> list[str]:
+    lines = []
+    for check in results.checks:
+        if check["silent_damage"]:
+            lines.append(
+                f"silent damage: {check['task']} is lost under {check['recipe']} while the "
+                f"perplexity ratio is {number(check['perplexity_ratio'])}"
+            )
+    controls = [c for c in results.checks if c["recipe"] == "none" and c["metric"] != "ratio"]
+    if controls:
+        flips = sum(c["broken"] + c["fixed"] for c in controls)
+        asked = sum(c["items"]["used"] for c in controls)
+        lines.append(
+            f"control (dense against itself): {flips} flips in {asked} items"
+            + (", the noise floor of every comparison above" if flips else "")
+        )
+    for check in results.checks:
+        if check["verdict"] == "undecided" and check["needed"]:
+            lines.append(
+                f"undecided: {check['task']}[{check['recipe']}] would take about "
+                f"{check['needed']} items ({check['items']['available']} there are)"
+            )
+    counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
+    if counts:
+        total = len(results.checks)
+        lines.append(f"{total} gate{'s' if total != 1 else ''}: {', '.join(counts)}")
+    return lines

@@ -1,0 +1,315 @@
+"""Where task, model, store and statistics meet. The engine of the plugin, and of `compare`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from capcheck.backends import Backend, Models
+from capcheck.comparison import Comparison
+from capcheck.errors import UsageError
+from capcheck.recipe import Recipe
+from capcheck.result import JSON, Gate, Interval, Score
+from capcheck.rows import Item
+from capcheck.settings import Settings
+from capcheck.store import Store, key_of
+from capcheck.task import Task
+from capcheck.tasks.perplexity import Perplexity, perplexity
+from capcheck.trial import Trial
+
+_CHUNK = 128
+"""Items asked between two writes to the store: what a killed run loses at most."""
+
+
+class Advance(Protocol):
+    """Says that some more of a long piece of work is done."""
+
+    def __call__(self, done: int, /) -> None:
+        """Add `done` to what is done."""
+
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""`progress(label, total)` opens a piece of work that may take long."""
+
+
+def silent(label: str, total: int) -> AbstractContextManager[Advance]:
+    """Show no progress."""
+    return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item with both answers, as `--capcheck-records` writes it."""
+
+    task: str
+    recipe: str
+    item: str
+    dense: Score
+    compressed: Score
+
+    def to_json(self) -> JSON:
+        """Return the record as a JSON object."""
+        return {
+            "task": self.task,
+            "recipe": self.recipe,
+            "item": self.item,
+            "dense": {"score": self.dense.value, "answer": self.dense.text},
+            "compressed": {"score": self.compressed.value, "answer": self.compressed.text},
+        }
+
+
+class Session:
+    """Asks models, reads and writes the store, and makes comparisons.
+
+    Args:
+        settings: what the user wants.
+        models: gives the back ends.
+        store: where replies are kept.
+        progress: shows long work.
+    """
+
+    def __init__(
+        self, settings: Settings, models: Models, store: Store, progress: Progress = silent
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self.records: list[Record] = []
+        self._store = store
+        self._progress = progress
+        self._started = time.monotonic()
+        self._ratios: dict[Recipe, Interval | None] = {}
+        self._perplexity: Perplexity | None = None
+
+    def compare(
+        self,
+        task: Task,
+        recipe: Recipe,
+        *,
+        against: Recipe | None = None,
+        settings: Settings | None = None,
+        record: Callable[[Gate], None] = lambda gate: None,
+    ) -> Comparison:
+        """Return the comparison of a task under a recipe with the dense model, or with `against`.
+
+        Raises:
+            UsageError: `task` is not a task, or its items cannot be read.
+        """
+        if not isinstance(task, Task):
+            raise UsageError(
+                f"capability() takes a task, not a {type(task).__name__}; "
+                "make one with capcheck.choices, capcheck.generation, capcheck.perplexity or @task"
+            )
+        reference = against if against is not None else Recipe()
+        trial = Trial(self, task, recipe, reference, settings or self.settings, record)
+        return Comparison(task, str(recipe), trial, str(reference))
+
+    def perplexity_task(self) -> Perplexity:
+        """Return the task whose perplexity stands beside every verdict."""
+        if self._perplexity is None:
+            from capcheck.tasks.prose import own_text  # reads the fact bank
+
+            name = self.settings.perplexity
+            self._perplexity = own_text() if name == "own" else perplexity(name)
+        return self._perplexity
+
+    def perplexity_ratio(self, recipe: Recipe) -> Interval | None:
+        """Return the perplexity ratio of a recipe on the settings' text, measured once.
+
+        None where the time budget ran out before it was measured.
+        """
+        if recipe not in self._ratios:
+            if self.out_of_time(self.settings):
+                return None
+            self._ratios[recipe] = None  # measuring it must not ask for itself
+            trial = Trial(
+                self, self.perplexity_task(), recipe, Recipe(), self.settings, lambda gate: None
+            )
+            self._ratios[recipe] = trial.interval("ratio")
+        return self._ratios[recipe]
+
+    def replies(
+        self, recipe: Recipe, task: Task, items: Sequence[Item], *, control: bool
+    ) -> list[JSON]:
+        """Return the raw reply to each item, asking only for what the store does not have.
+
+        The control is asked afresh, in reverse order, and is never stored.
+        """
+        if not items:
+            return []
+        found: dict[int, JSON] = {}
+        keys: list[str] = []
+        if not control:
+            identity = self.models.identity(recipe)
+            keys = [key_of(identity, task.request(item)) for item in items]
+            stored = self._store.get(keys)
+            found = {i: stored[key] for i, key in enumerate(keys) if key in stored}
+        missing = [i for i in range(len(items)) if i not in found]
+        if missing:
+            backend = self.models.backend(recipe, control=control)
+            order = missing[::-1] if control else missing
+            label = f"{task.name} [{'dense' if not recipe and not control else recipe}]"
+            with self._progress(label, len(order)) as advance:
+                for start in range(0, len(order), _CHUNK):
+                    some = order[start : start + _CHUNK]
+                    replies = task.ask(backend, [items[i] for i in some])
+                    found.update(zip(some, replies, strict=True))
+                    if not control:
+                        self._store.put({keys[i]: found[i] for i in some})
+                    advance(len(some))
+        return [found[i] for i in range(len(items))]
+
+    def log(self, recipe: Recipe) -> JSON:
+        """Return what a recipe did (`CompressionLog.to_json`), from the store where it is known."""
+        key = key_of(self.models.identity(recipe), {"kind": "compression"})
+        found = self._store.get([key])
+        if key not in found:
+            found = {key: self.models.log(recipe).to_json()}
+            self._store.put(found)
+        return found[key]
+
+    def out_of_time(self, settings: Settings) -> bool:
+        """Whether the time budget is spent."""
+        return time.monotonic() - self._started > settings.time_budget
+
+    def vocabulary(self) -> int:
+        """Return the number of tokens the model chooses from."""
+        return int(self.models.describe()["vocabulary"])
+
+    def keep_record(
+        self, task: Task, item: Item, recipe: Recipe, dense: Score, compressed: Score
+    ) -> None:
+        """Remember an item with both answers, where records were asked for."""
+        if self.settings.records is not None:
+            self.records.append(Record(task.name, str(recipe), item.id, dense, compressed))
+
+    def close(self) -> None:
+        """Free the device and close the store."""
+        self.models.close()
+        self._store.close()
+
+
+class Capability:
+    """What a test gets as `capability`: asks dense and compressed model, for one recipe.
+
+    Attributes:
+        recipe: the recipe of this test's column.
+        gates: the gates of this test so far.
+    """
+
+    def __init__(self, session: Session, recipe: Recipe, settings: Settings) -> None:
+        self.recipe = recipe
+        self.gates: list[Gate] = []
+        self._session = session
+        self._settings = settings
+        self._open = True
+
+    def __call__(self, task: Task, *, against: str | Recipe | None = None) -> Comparison:
+        """Return the comparison of a task, dense against compressed.
+
+        Args:
+            task: what both models are asked.
+            against: a recipe that takes the dense model's place as the reference.
+        """
+        self._check_open()
+        reference = Recipe.parse(against) if isinstance(against, str) else against
+        return self._session.compare(
+            task, self.recipe, against=reference, settings=self._settings, record=self._record
+        )
+
+    @property
+    def perplexity(self) -> Comparison:
+        """The comparison on the text that `--capcheck-perplexity` names."""
+        return self(self._session.perplexity_task())
+
+    @property
+    def context(self) -> int:
+        """The most tokens the model can take, prompt and answer together."""
+        self._check_open()
+        return self._session.models.context()
+
+    def tokens(self, text: str) -> int:
+        """Return how many tokens a prompt has for this model, special tokens counted."""
+        self._check_open()
+        return self._session.models.tokens(text)
+
+    def max_kept(self, m: int) -> dict[str, int]:
+        """Return, for each compressed matrix, the most nonzeros in any `m` consecutive inputs.
+
+        Read from the weights of the compressed model, not from what the recipe promised.
+        """
+        self._check_open()
+        return self._session.models.max_kept(self.recipe, m)
+
+    def close(self) -> None:
+        """The test is over: a comparison kept beyond it can ask no more."""
+        self._open = False
+
+    def _record(self, gate: Gate) -> None:
+        seen = [g for g in self.gates if g.claim.metric == "items" and g.task == gate.task]
+        if not (gate.claim.metric == "items" and seen):
+            self.gates.append(gate)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UsageError(
+                "capability was used after its test had ended; use it inside the test that "
+                "takes it as an argument"
+            )
+
+
+@dataclass(frozen=True)
+class _Unnamed(Recipe):
+    """Whatever was done to a model that is handed over ready-made."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "compressed"
+
+
+class _Given:
+    """Models that are there already: the back ends a user hands to `compare`."""
+
+    def __init__(self, dense: Backend, compressed: Backend) -> None:
+        self._backends = (dense, compressed)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the dense back end's identity."""
+        return self._backends[0].identity
+
+    def identity(self, recipe: Recipe) -> dict[str, Any]:
+        """Return which of the two it is: nothing else need tell their replies apart."""
+        return {"compressed": bool(recipe)}
+
+    def backend(self, recipe: Recipe, *, control: bool = False) -> Backend:
+        """Return the back end on that side."""
+        return self._backends[bool(recipe)]
+
+
+def compare(
+    task: Task,
+    dense: Backend,
+    compressed: Backend,
+    *,
+    settings: Settings | None = None,
+) -> Comparison:
+    """Compare two models on a task, without pytest.
+
+    Gates behave as in a test: `compare(task, a, b).retention >= 0.95` is True unless the evidence
+    says that the capability is degraded. Replies are kept for the life of the comparison only.
+
+    Args:
+        task: what both are asked.
+        dense, compressed: back ends, for example from `capcheck.load`.
+        settings: confidence, items and so on; the defaults if None.
+
+    Raises:
+        VacuousError: (from a gate) the dense model is not shown to have the capability.
+    """
+    models: Any = _Given(dense, compressed)
+    session = Session(settings or Settings(), models, Store(None))
+    return session.compare(task, _Unnamed())

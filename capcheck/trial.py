@@ -1,0 +1,340 @@
+"""One comparison's evidence: which items are asked, in what order, and when it suffices."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from capcheck import stats
+from capcheck.errors import VacuousError
+from capcheck.recipe import Recipe
+from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
+from capcheck.rows import Item
+
+if TYPE_CHECKING:
+    from capcheck.session import Session
+    from capcheck.settings import Settings
+    from capcheck.task import Task
+
+_FIRST_LOOK = 64
+_SHOWN = 5  # broken items whose answers a gate carries
+
+
+class Trial:
+    """The evidence of one comparison; implements `capcheck.result.Evidence`.
+
+    Items are asked in one random order, fixed by the seed and the task, a round at a time; each
+    round doubles what is known. Scores that are there already are never asked for again.
+
+    Args:
+        session: asks the models.
+        task: what is asked.
+        recipe, against: the compressed side and the reference.
+        settings: the session's, or those a marker made stricter.
+        record: is called with every gate.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        task: Task,
+        recipe: Recipe,
+        against: Recipe,
+        settings: Settings,
+        record: Callable[[Gate], None],
+    ) -> None:
+        self._session = session
+        self._task = task
+        self._recipe = recipe
+        self._against = against
+        self._settings = settings
+        self._record = record
+        self._items = task.load(settings.data)
+        self._units = _units(task, self._items, settings)
+        # The chances of items yet to be asked too: they bound what can still come.
+        self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
+        self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
+        self.last_gate: Gate | None = None
+
+    def decide(self, claim: Claim) -> bool:
+        """Gather the evidence that a claim needs; return whether it holds."""
+        started = time.monotonic()
+        gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
+        gate = self._beside(replace(gate, seconds=time.monotonic() - started))
+        self._finish(gate)
+        if gate.verdict is Verdict.UNDECIDED:
+            return self._settings.undecided == "hold"
+        return gate.verdict is Verdict.RETAINED
+
+    def interval(self, metric: Metric) -> Interval:
+        """Ask every item and return the estimate of a metric."""
+        asked = self._ask(len(self._units))
+        return self._estimate(metric, asked)
+
+    def broken(self) -> tuple[Flip, ...]:
+        """Ask every item and return what broke; record a gate of the metric `items`."""
+        asked = self._ask(len(self._units))
+        claim = Claim("items", None)
+        if not self._shown(claim, asked):
+            self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
+        gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
+        self._finish(self._beside(gate))
+        return self._flips(asked)[0]
+
+    def fixed(self) -> tuple[Flip, ...]:
+        """Ask every item and return what was fixed."""
+        return self._flips(self._ask(len(self._units)))[1]
+
+    def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+        """Ask every item and return both sides' scores in the order of the items."""
+        asked = sorted(self._ask(len(self._units)))
+        first, second = (tuple(side[i] for i in asked) for side in self._scores)
+        return first, second
+
+    # Gates
+
+    def _paired_gate(self, claim: Claim) -> Gate:
+        looks = _looks(len(self._units), all_at_once=self._settings.items == "all")
+        asked: list[int] = []
+        verdict, reason, seen = Verdict.UNDECIDED, "", []
+        for units in looks:
+            if self._session.out_of_time(self._settings):
+                reason = "the time budget ran out"
+                break
+            final = units == looks[-1]
+            if not final and not self._shown(claim, self._ask(units, side=0), looks):
+                # Asking the compressed model is worth it only where dense can do the task at all.
+                everything = self._ask(looks[-1], side=0)
+                if not self._shown(claim, everything, looks):
+                    return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
+            asked = self._ask(units)
+            seen.append(units)
+            verdict = self._verdict(claim, asked, seen)
+            if verdict is not Verdict.UNDECIDED or final:
+                break
+        if not asked:
+            return self._gate(claim, Verdict.UNDECIDED, asked, None, reason=reason)
+        final = seen[-1] == looks[-1]
+        if not self._shown(claim, asked, looks):
+            if not final:
+                return self._gate(claim, Verdict.UNDECIDED, asked, None, reason=reason)
+            return self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS)
+        estimate = self._estimate(claim.metric, asked, looks=seen)
+        needed = None
+        if verdict is Verdict.UNDECIDED:
+            d, c, g, clusters = self._arrays(asked)
+            needed = stats.items_to_settle(
+                d, c, g[: len(d)], claim, alpha=self._settings.alpha, clusters=clusters
+            )
+            reason = reason or "too few items to tell"
+        return self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
+
+    def _ratio_gate(self, claim: Claim) -> Gate:
+        if self._session.out_of_time(self._settings):
+            return self._gate(claim, Verdict.UNDECIDED, [], None, reason="the time budget ran out")
+        asked = self._ask(len(self._units))
+        dense, _, tokens = self._nats(asked)
+        vocabulary = self._session.vocabulary()
+        if not stats.perplexity_shown(dense, tokens, vocabulary, alpha=self._settings.alpha):
+            reason = "the dense model's perplexity is not shown to be better than guessing tokens"
+            return self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason)
+        estimate = self._estimate("ratio", asked)
+        assert claim.threshold is not None
+        verdict = stats.ratio_verdict(estimate, claim.threshold)
+        reason = "too few documents to tell" if verdict is Verdict.UNDECIDED else ""
+        return self._gate(claim, verdict, asked, estimate, reason=reason)
+
+    def _verdict(self, claim: Claim, asked: Sequence[int], looks: Sequence[int]) -> Verdict:
+        d, c, g, clusters = self._arrays(asked)
+        return stats.decide(
+            d,
+            c,
+            g,
+            claim,
+            looks=looks,
+            declared=len(self._units),
+            alpha=self._settings.alpha,
+            clusters=clusters,
+        )
+
+    def _estimate(
+        self, metric: Metric, asked: Sequence[int], looks: Sequence[int] = ()
+    ) -> Interval:
+        alpha = self._settings.alpha
+        if metric == "ratio":
+            dense, compressed, tokens = self._nats(asked)
+            return stats.ratio_interval(
+                dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
+            )
+        d, c, g, clusters = self._arrays(asked)
+        find = stats.retention_interval if metric == "retention" else stats.drop_interval
+        return find(
+            d,
+            c,
+            g,
+            alpha=alpha,
+            clusters=clusters,
+            looks=looks or [len(self._units)],
+            declared=len(self._units),
+        )
+
+    def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
+        """Whether the reference is shown to have something that the claim could find lost."""
+        values = np.array([self._scores[0][i].value for i in asked])
+        margin = _MARGIN
+        if claim.metric == "drop" and claim.threshold is not None:
+            margin = max(margin, claim.threshold)
+        return stats.shown_above_chance(
+            values,
+            self._chances,
+            margin,
+            self._settings.alpha,
+            declared=len(self._units),
+            looks=looks or [len(self._units)],
+            clusters=self._clusters(asked),
+        )
+
+    def _gate(
+        self,
+        claim: Claim,
+        verdict: Verdict,
+        asked: Sequence[int],
+        estimate: Interval | None,
+        *,
+        reason: str = "",
+        needed: int | None = None,
+    ) -> Gate:
+        both = [i for i in asked if i in self._scores[1]]
+        broken, fixed = self._flips(both) if "ratio" not in self._task.metrics else ((), ())
+        dense, compressed = (
+            _mean(self._task, [s[i] for i in asked if i in s]) for s in self._scores
+        )
+        unparsable = [sum(side[i].unparsable for i in asked if i in side) for side in self._scores]
+        return Gate(
+            task=self._task.name,
+            recipe=str(self._recipe),
+            against=str(self._against),
+            claim=claim,
+            verdict=verdict,
+            dense=dense,
+            compressed=compressed,
+            estimate=estimate,
+            used=len(asked),
+            available=len(self._items),
+            broken=len(broken),
+            fixed=len(fixed),
+            unparsable=(unparsable[0], unparsable[1]),
+            needed=needed,
+            reason=reason,
+            examples=broken[:_SHOWN],
+        )
+
+    def _beside(self, gate: Gate) -> Gate:
+        """Put the perplexity ratio beside a gate and say whether the damage is silent."""
+        if gate.claim.metric == "ratio":
+            return replace(gate, perplexity=gate.estimate)
+        if gate.verdict is not Verdict.DEGRADED and gate.reason != PENDING:
+            return gate
+        ratio = self._session.perplexity_ratio(self._recipe)
+        quiet = ratio is not None and ratio.value <= self._settings.perplexity_tolerance
+        return replace(gate, perplexity=ratio, silent=quiet and gate.verdict is Verdict.DEGRADED)
+
+    def _finish(self, gate: Gate) -> None:
+        self.last_gate = gate
+        self._record(gate)
+        if gate.verdict is Verdict.VACUOUS:
+            raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
+
+    # Items and scores
+
+    def _ask(self, units: int, side: int | None = None) -> list[int]:
+        """Ask both sides (or one) the items of the first `units` units; return their positions."""
+        asked = [i for unit in self._units[:units] for i in unit]
+        for which in (0, 1) if side is None else (side,):
+            scores = self._scores[which]
+            missing = [i for i in asked if i not in scores]
+            recipe = self._recipe if which else self._against
+            control = bool(which) and not self._recipe
+            replies = self._session.replies(
+                recipe, self._task, [self._items[i] for i in missing], control=control
+            )
+            for i, reply in zip(missing, replies, strict=True):
+                scores[i] = self._task.score(self._items[i], reply)
+                if which and i in self._scores[0]:
+                    self._session.keep_record(
+                        self._task, self._items[i], recipe, self._scores[0][i], scores[i]
+                    )
+        return asked
+
+    def _flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
+        first, second = self._scores
+        flips = [Flip(self._items[i], first[i], second[i]) for i in sorted(asked)]
+        broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
+        fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
+        return broken, fixed
+
+    def _arrays(
+        self, asked: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
+        return first, second, self._chances, self._clusters(asked)
+
+    def _clusters(self, asked: Sequence[int]) -> np.ndarray | None:
+        if self._task.cluster is None:
+            return None
+        return np.array([str(self._items[i].get(self._task.cluster)) for i in asked])
+
+    def _nats(self, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the summed nats of each document on both sides, and its tokens."""
+        tokens = np.array([self._scores[0][i].weight for i in asked])
+        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
+        return first * tokens, second * tokens, tokens
+
+
+PENDING = "the test has not ended"
+"""The reason of an `items` gate until the outcome of its test is known."""
+
+_VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
+_MARGIN = 0.01
+
+
+def _units(task: Task, items: Sequence[Item], settings: Settings) -> list[list[int]]:
+    """Return the items' positions, grouped into units of evidence, in the order they are asked."""
+    groups: dict[str, list[int]] = {}
+    for position, item in enumerate(items):
+        key = item.id if task.cluster is None else str(item.get(task.cluster))
+        groups.setdefault(key, []).append(position)
+    units = list(groups.values())
+    random.Random(f"{settings.seed} {task.fingerprint_of(items)}").shuffle(units)
+    if isinstance(settings.items, int):
+        kept, total = [], 0
+        for unit in units:
+            total += len(unit)
+            if kept and total > settings.items:
+                break
+            kept.append(unit)
+        units = kept
+    return units
+
+
+def _looks(units: int, *, all_at_once: bool) -> list[int]:
+    """Return after how many units the evidence is looked at; the last is all of them."""
+    looks, look = [], _FIRST_LOOK
+    while not all_at_once and look < units:
+        looks.append(look)
+        look *= 2
+    return [*looks, units]
+
+
+def _mean(task: Task, scores: Sequence[Score]) -> float | None:
+    """Return the mean score, or the perplexity where the task is one."""
+    total = sum(score.weight for score in scores)
+    if not scores or not total:
+        return None
+    mean = sum(score.value * score.weight for score in scores) / total
+    return float(np.exp(min(mean, 700.0))) if "ratio" in task.metrics else mean

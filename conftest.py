@@ -1,0 +1,1 @@
+"""Nothing is configured here: the plugin loads through its entry point."""
