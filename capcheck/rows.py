@@ -13,6 +13,9 @@ from typing import Any
 from capcheck.errors import UsageError, nearest
 
 Row = Mapping[str, Any]
+FILES = (".jsonl", ".json", ".txt")
+"""What makes a name that of a file; any other is the name of a data set."""
+
 Items = str | Path | Iterable[Row] | Callable[[], Iterable[Row]]
 
 
@@ -108,7 +111,7 @@ class Source:
             yield row, f"{task} item {position}"
 
     def _named(self, task: str, name: Path, data: Path | None) -> Iterable[tuple[Row, str]]:
-        if name.suffix in (".jsonl", ".json", ".txt"):
+        if name.suffix in FILES:
             path = self.base / name
             if not path.is_file():
                 raise UsageError(f"task {task!r}: there is no file {path}")
@@ -126,9 +129,7 @@ def read_folder(name: str, data: Path) -> list[tuple[Row, str]]:
     """
     place = data / name
     files = sorted(place.glob("*.jsonl")) or sorted(place.glob("*.txt"))
-    files = files or [
-        p for p in (place.with_suffix(".jsonl"), place.with_suffix(".txt")) if p.is_file()
-    ]
+    files = files or [p for p in (data / f"{name}.jsonl", data / f"{name}.txt") if p.is_file()]
     if not files:
         known = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
         raise UsageError(
@@ -149,7 +150,7 @@ def read_file(path: Path) -> list[tuple[Row, str]]:
         UsageError: a line is not a JSON object, or the file is not UTF-8; file and line are named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         bad = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}:{bad}: this line is not UTF-8 text") from None

@@ -96,7 +96,7 @@ class Task(ABC):
         """Return header and prompt of an item, as the model sees them before tokenization.
 
         Raises:
-            UsageError: the template names a field that the row does not have.
+            UsageError: the template names a field that the row does not have, or is none.
         """
         if callable(self.prompt):
             text = self.prompt(item.fields)
@@ -107,8 +107,12 @@ class Task(ABC):
         else:
             try:
                 text = self.prompt.format_map(item.fields)
-            except (KeyError, IndexError) as error:
+            except KeyError as error:
                 raise self.wrong(item, f"the prompt needs a field {error}") from None
+            except (ValueError, IndexError, AttributeError, TypeError) as error:
+                raise self.wrong(
+                    item, f"the prompt {self.prompt!r} is no template ({error}; write {{{{ for {{)"
+                ) from None
         return self.header + text
 
     def wrong(self, item: Item, what: str) -> UsageError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
+from capcheck.errors import UsageError, nearest
 from capcheck.result import JSON, Score
-from capcheck.rows import Item, Items, source_of
+from capcheck.rows import FILES, Item, Items, source_of
 from capcheck.task import Prompt, Task
 
 if TYPE_CHECKING:
@@ -118,10 +119,18 @@ def choices(
         cluster: the field that marks items which stand or fall together.
         split: the split, where a data set is downloaded.
 
+    Raises:
+        UsageError: `normalize` is not one of the three.
+
     >>> capitals = choices([{"prompt": "Q", "choices": ["a", "b"], "answer": 0}], name="capitals")
     >>> len(capitals.items)
     1
     """
+    if normalize not in get_args(Normalize):
+        raise UsageError(
+            f"normalize={normalize!r} is not known{nearest(normalize, get_args(Normalize))}; "
+            f"it is one of {', '.join(get_args(Normalize))}"
+        )
     return Choices(
         name=name or default_name(items, "choices"),
         source=source_of(items, split),
@@ -135,4 +144,7 @@ def choices(
 
 def default_name(items: Items, otherwise: str) -> str:
     """Return the name of a task whose user gave none: its file's or data set's name."""
-    return Path(items).stem if isinstance(items, str | Path) else otherwise
+    if not isinstance(items, str | Path):
+        return otherwise
+    path = Path(items)
+    return path.stem if path.suffix in FILES else path.name

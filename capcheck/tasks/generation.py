@@ -90,7 +90,9 @@ def accepted(item: Item, name: str) -> list[str]:
     """Return the accepted answers of an item: a text, or every text of a list; [] if malformed."""
     found = item.get(name)
     texts = [found] if isinstance(found, str) else found
-    well_formed = isinstance(texts, list | tuple) and all(isinstance(t, str) and t for t in texts)
+    well_formed = isinstance(texts, list | tuple) and all(
+        isinstance(text, str) and text.strip() for text in texts
+    )
     return list(texts) if well_formed else []
 
 
@@ -103,7 +105,7 @@ def generation(
     answers: str = "answers",
     match: str = "exact",
     max_tokens: int = 32,
-    stop: Sequence[str] = ("\n",),
+    stop: str | Sequence[str] = ("\n",),
     cluster: str | None = None,
     split: str = "test",
 ) -> Generation:
@@ -117,12 +119,12 @@ def generation(
         answers: the field with the accepted answer, or a list of them.
         match: `exact`, `f1`, `starts` (the answer begins with an accepted one) or `contains`.
         max_tokens: the longest answer, in tokens.
-        stop: texts that end an answer.
+        stop: a text, or texts, that end an answer.
         cluster: the field that marks items which stand or fall together.
         split: the split, where a data set is downloaded.
 
     Raises:
-        UsageError: `match` is not one of the four.
+        UsageError: `match` is not one of the four, or `stop` or `max_tokens` is malformed.
     """
     if match not in MATCHES:
         raise UsageError(
@@ -141,7 +143,7 @@ def generation(
         header=header,
         scorer=scorer,
         max_tokens=_positive(max_tokens),
-        stop=tuple(stop),
+        stop=_stops(stop),
         needs=(answers,),
         cluster=cluster,
     )
@@ -153,7 +155,7 @@ def task(
     max_tokens: int = 64,
     prompt: Prompt = "{prompt}",
     header: str = "",
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     name: str | None = None,
     cluster: str | None = None,
     split: str = "test",
@@ -179,14 +181,22 @@ def task(
             header=header,
             scorer=scorer,
             max_tokens=_positive(max_tokens),
-            stop=tuple(stop),
+            stop=_stops(stop),
             cluster=cluster,
         )
 
     return decorate
 
 
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the stops as a tuple; a text alone is one stop, not its letters."""
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+        raise UsageError(f"stop is a text or a list of texts, none of them empty, not {stop!r}")
+    return tuple(stops)
+
+
 def _positive(max_tokens: int) -> int:
-    if not isinstance(max_tokens, int) or max_tokens < 1:
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise UsageError(f"max_tokens is a positive integer, not {max_tokens!r}")
     return max_tokens
