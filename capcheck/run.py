@@ -22,7 +22,7 @@ from capcheck.options import OPTIONS
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
 from capcheck.result import JSON, Gate, Verdict
-from capcheck.session import Advance, Capability, Session
+from capcheck.session import Advance, Capability, Progress, Session
 from capcheck.settings import Settings
 from capcheck.store import Store, default_folder
 from capcheck.trial import PENDING
@@ -50,7 +50,7 @@ class Run:
         self._unheeded: list[str] = []
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
-            settings
+            settings, self._progress
         )
         self._sent: set[str] = set()
         if not self._worker:
@@ -282,7 +282,7 @@ def _settled(gates: list[Gate], *, failed: bool) -> list[Gate]:
     return settled
 
 
-def _models(settings: Settings) -> Models:
-    from capcheck.device import DeviceModels
+def _models(settings: Settings, progress: Progress) -> Models:
+    from capcheck.device import DeviceModels  # imports torch
 
-    return DeviceModels(settings)
+    return DeviceModels(settings, progress)

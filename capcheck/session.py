@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from capcheck.backends import Backend, Models
 from capcheck.comparison import Comparison
-from capcheck.errors import UsageError
+from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
@@ -154,7 +154,10 @@ class Session:
             with self._progress(label, len(order)) as advance:
                 for start in range(0, len(order), _CHUNK):
                     some = order[start : start + _CHUNK]
-                    replies = task.ask(backend, [items[i] for i in some])
+                    try:
+                        replies = task.ask(backend, [items[i] for i in some])
+                    except ModelError as error:
+                        raise ModelError(f"{label}: {error}") from None
                     found.update(zip(some, replies, strict=True))
                     if not control:
                         self._store.put({keys[i]: found[i] for i in some})
