@@ -1,0 +1,130 @@
+"""How much memory two models need, and how much there is. No torch, unless a GPU is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from capcheck.errors import ModelError
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+LOGITS = 3 * 2**27  # a chunk of logits, its float32 copy and its softmax
+
+
+class Sized(Protocol):
+    """A model whose size is known; `capcheck.backends.hub.ModelInfo` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def quantized(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a comparison needs, in bytes.
+
+    Attributes:
+        weights: the weights of one model.
+        working: activations, key-value cache and logits of one batch.
+    """
+
+    weights: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Dense and compressed model, and one batch."""
+        return 2 * self.weights + self.working
+
+
+def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
+    """Estimate the memory that asking a dense and a compressed model takes.
+
+    The working memory is that of the widest layer at `batch_tokens` tokens, a key-value cache and a
+    mask of as many, and one chunk of logits. What a compression method needs comes on top.
+
+    Args:
+        info: the model.
+        dtype: the dtype the weights are held in.
+        batch_tokens: the most tokens of a batch.
+    """
+    item = DTYPE_BYTES[dtype]
+    weights = info.bytes if info.quantized else info.parameters * item
+    hidden = _number(info, 0, "hidden_size", "n_embd", "d_model")
+    inner = _number(info, 4 * hidden, "intermediate_size", "ffn_dim", "n_inner")
+    layers = _number(info, 1, "num_hidden_layers", "n_layer")
+    heads = _number(info, 1, "num_attention_heads", "n_head")
+    keys = _number(info, heads, "num_key_value_heads") * _number(info, hidden // heads, "head_dim")
+    context = _number(info, batch_tokens, "max_position_embeddings", "n_positions")
+    per_token = (6 * hidden + 3 * inner + 2 * layers * keys) * item + min(context, batch_tokens)
+    return Memory(weights, batch_tokens * per_token + LOGITS)
+
+
+def check_memory(info: Sized, dtype: str, device: str, batch_tokens: int) -> Memory:
+    """Compare what is needed with what is free, on the host and on a CUDA device.
+
+    On a CUDA device one model is on the device at a time and the other waits on the host.
+
+    Raises:
+        ModelError: it will not fit.
+    """
+    need = memory_needed(info, dtype, batch_tokens)
+    smaller = "" if DTYPE_BYTES[dtype] == 2 else "load it in bfloat16 (--capcheck-dtype=bfloat16), "
+    remedy = f"{smaller}lower --capcheck-batch-tokens, or use a smaller model or a larger machine"
+    host = need.total
+    if device.startswith("cuda"):
+        host = need.weights
+        _compare(info.name, dtype, need.weights + need.working, free_cuda(device), device, remedy)
+    _compare(info.name, dtype, host, free_host(), "this machine", remedy)
+    return need
+
+
+def free_host() -> int:
+    """Return the bytes of host memory that are free, as far as the container's limit allows."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # File pages that were not used lately are given up before memory runs out.
+        return min(free, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no control group, or its limit is "max"
+        return free
+
+
+def free_cuda(device: str) -> int:
+    """Return the bytes that are free on a CUDA device."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _compare(name: str, dtype: str, need: int, free: int, where: str, remedy: str) -> None:
+    if need > free:
+        raise ModelError(
+            f"{name} in {dtype} needs about {need / 2**30:.1f} GiB on {where} (dense, compressed "
+            f"and working memory), but {free / 2**30:.1f} GiB are free; {remedy}"
+        )
+
+
+def _number(info: Sized, default: int, *names: str) -> int:
+    """Return the first positive integer of the configuration (or its text part) by these names."""
+    text = info.config.get("text_config")
+    for source in (info.config, text if isinstance(text, Mapping) else {}):
+        for name in names:
+            value = source.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
+    return default
