@@ -173,12 +173,21 @@ class Comparison:
     @property
     def broken(self) -> tuple[Flip, ...]:
         """The items that dense has right and compressed has wrong. Asks every item."""
+        self._need_right_and_wrong()
         return self._evidence.broken()
 
     @property
     def fixed(self) -> tuple[Flip, ...]:
         """The items that dense has wrong and compressed has right. Asks every item."""
+        self._need_right_and_wrong()
         return self._evidence.fixed()
+
+    def _need_right_and_wrong(self) -> None:
+        if "retention" not in self.task.metrics:
+            raise TypeError(
+                f"task {self.task.name!r} measures perplexity: no document is right or wrong, "
+                "so none is broken or fixed"
+            )
 
     @property
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:

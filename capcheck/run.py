@@ -28,6 +28,7 @@ from capcheck.store import Store, default_folder
 from capcheck.trial import PENDING
 
 _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
+_LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
 _KEEP = ("device", "dtype", "data", "perplexity", "confidence", "undecided", "vacuous", "items")
 
 
@@ -82,6 +83,8 @@ class Run:
         item.stash[_CHECK] = found
         try:
             yield found
+            # Here and not where the report is made: an error can still be shown as one.
+            item.stash[_LOGS] = self._logs(found)
         finally:
             found.close()
             self._models.release()
@@ -98,11 +101,12 @@ class Run:
             gates = _settled(check.gates, failed=isinstance(error, AssertionError))
             found["gates"] = [gate.to_json() for gate in gates]
             found["run"] = self._about()
-            found["compression"] = self._logs(check)
             found["records"] = [record.to_json() for record in self.session().records]
             self.session().records.clear()
             if report.failed:
                 self._add_section(item, report, gates)
+        if report.when == "teardown" and _LOGS in item.stash:
+            found["compression"] = item.stash[_LOGS]
         if found:
             report.capcheck = found  # type: ignore[attr-defined]
 

@@ -101,29 +101,25 @@ class Trial:
     def _paired_gate(self, claim: Claim) -> Gate:
         looks = _looks(len(self._units), all_at_once=self._settings.items == "all")
         asked: list[int] = []
-        verdict, reason, seen = Verdict.UNDECIDED, "", []
+        verdict, reason, seen, able = Verdict.UNDECIDED, "", [], False
         for units in looks:
             if self._session.out_of_time(self._settings):
                 reason = "the time budget ran out"
                 break
-            final = units == looks[-1]
-            if not final and not self._shown(claim, self._ask(units, side=0), looks):
+            if not able:
                 # Asking the compressed model is worth it only where dense can do the task at all.
-                everything = self._ask(looks[-1], side=0)
-                if not self._shown(claim, everything, looks):
+                able = self._shown(claim, self._ask(units, side=0), looks)
+                everything = asked if able else self._ask(looks[-1], side=0)
+                if not able and not self._shown(claim, everything, looks):
                     return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
+                able = True
             asked = self._ask(units)
             seen.append(units)
             verdict = self._verdict(claim, asked, seen)
-            if verdict is not Verdict.UNDECIDED or final:
+            if verdict is not Verdict.UNDECIDED:
                 break
         if not asked:
             return self._gate(claim, Verdict.UNDECIDED, asked, None, reason=reason)
-        final = seen[-1] == looks[-1]
-        if not self._shown(claim, asked, looks):
-            if not final:
-                return self._gate(claim, Verdict.UNDECIDED, asked, None, reason=reason)
-            return self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS)
         estimate = self._estimate(claim.metric, asked, looks=seen)
         needed = None
         if verdict is Verdict.UNDECIDED:
