@@ -15,8 +15,10 @@ from typing import Literal
 Kind = Literal["score", "quantizer"]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
-`score`: (weight, statistic) -> importance; the walk prunes what is least important.
-`quantizer`: (weight, mask) -> weight on a grid.
+`score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
+A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`).
+`quantizer`: `quantize(weight, step)` -> weight on a grid, and `storage_bits(shape, step)`.
+Weights are always [outputs, inputs]; the walk sees to it that a zero stays zero.
 """
 
 Argument = Literal["sparsity", "bits"]

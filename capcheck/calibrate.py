@@ -1,0 +1,282 @@
+"""The one walk over a model's blocks: capture what enters, compress, pass on what leaves.
+
+Every step of a recipe walks over the model that the former step left. Blocks are compressed in
+order, each with statistics of the inputs that the already compressed blocks give it, as Wanda,
+SparseGPT and GPTQ do. A weight that is zero stays zero, whatever the method, so what an earlier
+step pruned is never refilled.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from capcheck.blocks import Found, Matrix, find_blocks, find_matrices
+from capcheck.corpus import token_ids
+from capcheck.errors import ModelError, UsageError
+from capcheck.methods import METHODS, implementation
+from capcheck.methods.sparsity import GlobalCut, count, keep
+from capcheck.methods.statistics import Statistic
+from capcheck.recipe import Recipe, Step
+from capcheck.replay import Replay, gather
+from capcheck.result import CompressionLog, Layer
+
+MICRO_BATCH = 4096
+"""Tokens that pass through a block at a time (one sequence where that is longer)."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(step, done, total) when a block is done; total counts the step's blocks."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model, in evaluation as it came, and the log of what was done to it."""
+
+    model: PreTrainedModel
+    log: CompressionLog
+
+
+def compress(
+    model: PreTrainedModel,
+    recipe: str | Recipe,
+    *,
+    tokenizer: Any = None,
+    calibration: Sequence[str] | Tensor | None = None,
+    data: str | Path | None = None,
+    in_place: bool = False,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Compress a loaded causal language model.
+
+    Args:
+        model: any transformers model with one list of decoder blocks. Its dtype, device and
+            training flags are kept; hooks and the cache play no part.
+        recipe: such as `wanda:0.5+rtn:4`; `none` changes nothing.
+        tokenizer: the model's; needed where a step calibrates on text.
+        calibration: texts, in the order they are used, or token ids [n, length] (int64) that are
+            used as they are. None: what each step's `calib` names.
+        data: the folder that holds data sets by name (`calib=wikitext2`).
+        in_place: change `model` itself; otherwise a copy of it.
+        progress: called after every block.
+
+    Raises:
+        UsageError: the recipe does not fit the model, or the calibration text is missing, broken
+            or too short. Nothing has been changed.
+        ModelError: the model has nothing to compress, or holds or gives NaN or infinity. With
+            `in_place` the model may be half compressed then.
+    """
+    started = time.perf_counter()
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    check(recipe, model)
+    log = CompressionLog(str(recipe))
+    log.bytes_dense = sum(p.numel() * p.element_size() for p in model.parameters())
+    tokens = [
+        token_ids(step, model, tokenizer, calibration, data, log.fallbacks)
+        if step.signature.calibrated
+        else None
+        for step in recipe
+    ]
+    for step in recipe:
+        for matrix in find_matrices(model, step):
+            matrix.check()
+    model = model if in_place else copy.deepcopy(model)
+    with torch.no_grad(), _evaluating(model):
+        for step, ids in zip(recipe, tokens, strict=True):
+            _walk(model, step, ids, log, progress)
+    log.bytes = _packed_bytes(model, recipe, log)
+    log.seconds = time.perf_counter() - started
+    return Compressed(model, log)
+
+
+def check(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise an error where a recipe cannot be applied to a model; look at shapes alone.
+
+    The model may be on the meta device, so this can be asked before any weight is loaded.
+
+    Raises:
+        UsageError: a pattern or a group does not divide a layer's inputs (the layer is named).
+        ModelError: there is nothing to compress.
+    """
+    for step in recipe:
+        found = find_matrices(model, step)
+        shapes = {matrix.name: matrix.shape for matrix in found}
+        if not shapes:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped[:3])
+            raise ModelError(
+                f"step {str(step)!r} finds nothing to compress in {type(model).__name__}"
+                + (f" ({reasons})" if reasons else "")
+            )
+        sparsity, scope = step.sparsity, _scope(step)
+        if sparsity is not None and not sparsity.m and not any(_counts(step, shapes)):
+            raise UsageError(
+                f"step {str(step)!r} prunes nothing: {sparsity} of "
+                f"{max(inputs for _, inputs in shapes.values())} inputs is less than one weight"
+            )
+        if sparsity is not None and sparsity.m and scope != "row":
+            raise UsageError(
+                f"step {str(step)!r}: the pattern {sparsity} holds within every {sparsity.m} "
+                f"weights, so scope={scope} means nothing; leave it out"
+            )
+        size = sparsity.m if sparsity is not None else int(step.get("group") or 0)
+        for name, (_, inputs) in shapes.items():
+            if size and inputs % size:
+                what = f"the pattern {sparsity}" if sparsity is not None else f"group={size}"
+                common = math.gcd(*(inputs for _, inputs in shapes.values()))
+                raise UsageError(
+                    f"step {str(step)!r}: {what} does not divide the {inputs} inputs of {name}; "
+                    f"take a size that divides {common}, which divides every layer's inputs"
+                )
+
+
+def _walk(
+    model: PreTrainedModel,
+    step: Step,
+    ids: Tensor | None,
+    log: CompressionLog,
+    progress: Progress | None,
+) -> None:
+    """Apply one step to the whole model."""
+    method = implementation(step.method)
+    found = find_matrices(model, step)
+    known = {name for name, _ in log.skipped}
+    log.skipped += [entry for entry in found.skipped if entry[0] not in known]
+    log.fallbacks += [note for note in found.notes if note not in log.fallbacks]
+    cut = _global_cut(step, method, found)
+
+    def apply(matrix: Matrix, statistic: Statistic | None) -> None:
+        if step.signature.calibrated and (statistic is None or not statistic.tokens):
+            log.fallbacks.append(
+                f"{step.method}: no calibration token reached {matrix.name} as its input; "
+                "every input counts alike there"
+            )
+            statistic = None
+        log.layers.append(_compress_matrix(matrix, step, method, statistic, cut))
+
+    for matrix in found.before:
+        apply(matrix, None)
+    name, blocks = find_blocks(model)
+    batches: Sequence[Tensor] = ()
+    hidden: list[Tensor] = []
+    replay = Replay(model, name, blocks)
+    if ids is not None:
+        batches = ids.split(max(1, MICRO_BATCH // ids.shape[1]))
+        hidden = replay.start(batches)
+    for index, matrices in enumerate(found.blocks):
+        run = partial(replay.run, index, hidden)
+        statistics = gather(matrices, method, run) if ids is not None else {}
+        for matrix in matrices:
+            apply(matrix, statistics.get(matrix.name))
+        statistics.clear()  # before those of the next block are made
+        if ids is not None and (found.after or index + 1 < len(found.blocks)):
+            for i, leaving in enumerate(run()):  # what the compressed block gives
+                hidden[i] = leaving  # [sequences, tokens, features]
+        if progress is not None:
+            progress(str(step), index + 1, len(found.blocks))
+    for matrix in found.after:
+        run = partial(replay.finish, batches, hidden)
+        statistics = gather([matrix], method, run) if ids is not None else {}
+        apply(matrix, statistics.get(matrix.name))
+
+
+def _compress_matrix(
+    matrix: Matrix,
+    step: Step,
+    method: ModuleType,
+    statistic: Statistic | None,
+    cut: GlobalCut | None,
+) -> Layer:
+    """Compress one matrix; return its entry of the log, read back from the model."""
+    weight = matrix.read()  # [outputs, inputs]
+    bits = None
+    if step.sparsity is not None:
+        importance = _importance(matrix, step, method, statistic)
+        mask = keep(importance, step.sparsity, _scope(step), cut)
+        new = weight.masked_fill(~mask, 0)
+    else:
+        new = method.quantize(weight, step)
+        bits = method.storage_bits(matrix.shape, step)
+    matrix.write(new.masked_fill(weight == 0, 0))  # pruned stays pruned
+    zeros = int((matrix.read() == 0).sum())
+    return Layer(matrix.name, step.method, matrix.shape, zeros / weight.numel(), bits)
+
+
+def _importance(
+    matrix: Matrix, step: Step, method: ModuleType, statistic: Statistic | None
+) -> Tensor:
+    """Return the importances of a matrix; what is zero already comes before everything else."""
+    weight = matrix.read()
+    scores: Tensor = method.score(weight, statistic, step, matrix.name)
+    return scores.masked_fill(weight == 0, -1)
+
+
+def _global_cut(step: Step, method: ModuleType, found: Found) -> GlobalCut | None:
+    if _scope(step) != "global":
+        return None
+    (pruned,) = _counts(step, {matrix.name: matrix.shape for matrix in found})
+
+    def importances() -> Iterator[Tensor]:
+        return (_importance(matrix, step, method, None) for matrix in found)
+
+    return GlobalCut(importances, pruned)
+
+
+def _scope(step: Step) -> str:
+    return str(step.get("scope") or "row")
+
+
+def _counts(step: Step, shapes: dict[str, tuple[int, int]]) -> list[int]:
+    """Return how many weights a fraction prunes in each place where weights compete."""
+    assert step.sparsity is not None
+    sizes = [rows * columns for rows, columns in shapes.values()]
+    if _scope(step) == "row":
+        sizes = [columns for _, columns in shapes.values()]
+    elif _scope(step) == "global":
+        sizes = [sum(sizes)]
+    return [count(step.sparsity.fraction, size) for size in sizes]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation, and back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
+    """Return the bytes of all weights where the compressed ones are packed.
+
+    A matrix takes its bits a weight, or, where a mask pays, one bit a weight for the mask and its
+    bits for the weights that are left; scales and zero points are kept whole.
+    """
+    parameters = dict(model.named_parameters())
+    total = float(sum(p.numel() * p.element_size() for p in parameters.values()))
+    for name in {layer.name: None for layer in log.layers}:
+        layers = [layer for layer in log.layers if layer.name == name]
+        parameter = parameters[name]
+        width, overhead = 8.0 * parameter.element_size(), 0.0
+        for step in recipe:  # the last grid holds
+            if step.bits is not None and any(layer.method == step.method for layer in layers):
+                storage = implementation(step.method).storage_bits(layers[-1].shape, step)
+                width, overhead = step.bits, storage - step.bits
+        if any(METHODS[layer.method].argument == "sparsity" for layer in layers):
+            width = min(width, 1 + (1 - layers[-1].sparsity) * width)
+        total += math.ceil((width + overhead) * parameter.numel() / 8)
+        total -= parameter.numel() * parameter.element_size()
+    return int(total)
