@@ -43,7 +43,7 @@ def test_a_token_that_joins_both_is_scored():
 
 
 def test_tokens_inside_the_context_are_not_scored_where_it_is_cut_otherwise():
-    """`say` is tokens of its own; together with what follows it is cut in another way."""
+    """`ab` is one token, `abc` is cut as a|bc: the `a` is not part of the continuation."""
 
     class Cuts:
         all_special_ids = ()
