@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,8 +90,32 @@ def recipe_of(item: pytest.Item) -> Recipe | None:
 
 
 def is_check(item: pytest.Item) -> bool:
-    """Whether a test uses `capability`."""
-    return "capability" in getattr(item, "fixturenames", ())
+    """Whether a test uses our `capability`, itself or through a fixture."""
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and uses_ours(info.name2fixturedefs)
+
+
+def uses_ours(definitions: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether the fixture `capability` among these is ours, or one that is built on ours."""
+    for definition in reversed(definitions.get("capability", ())):
+        if getattr(definition.func, "__module__", "") == "capcheck.plugin":
+            return True
+        if "capability" not in definition.argnames:
+            break  # a project has a fixture of that name, which is none of our business
+    return False
+
+
+def misuse(item: pytest.Item) -> str:
+    """Return what is wrong with how a check comes by `capability`, or an empty string."""
+    for name, definitions in item._fixtureinfo.name2fixturedefs.items():  # type: ignore[attr-defined]
+        for definition in definitions:
+            if "capability" in definition.argnames and definition.scope != "function":
+                return (
+                    f"{item.nodeid}: the fixture {name!r} takes capability and has the scope "
+                    f"{definition.scope!r}; give it the scope 'function': answers are kept, "
+                    "so nothing is asked twice"
+                )
+    return ""
 
 
 def grouped(items: Sequence[pytest.Item], recipes: Sequence[Recipe]) -> list[pytest.Item]:

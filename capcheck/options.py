@@ -15,6 +15,7 @@ from typing import Any
 
 from capcheck.errors import UsageError, nearest
 from capcheck.recipe import Recipe
+from capcheck.rows import FILES
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,15 @@ def _folder(text: str) -> Path:
     return path
 
 
+def _prose(text: str) -> str:
+    if Path(text).suffix not in FILES:
+        return _text(text)
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return str(path)
+
+
 def _output(text: str) -> Path:
     path = _path(text).absolute()
     if path.is_dir():
@@ -193,7 +203,7 @@ OPTIONS: tuple[Option, ...] = (
         "read data sets from DIR/<name>/*.jsonl in place of a download", path=True,
     ),
     Option(
-        "perplexity", _text, "TEXT", "own",
+        "perplexity", _prose, "TEXT", "own",
         "the text for perplexity: own, a .jsonl or .txt file, or a data set's name",
     ),
     Option(

@@ -6,7 +6,7 @@ import itertools
 import os
 import shlex
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pytest
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _TAKEN: pytest.StashKey[list[str]] = pytest.StashKey()
-_SKIP = "a capability check: give the model to check with --model=NAME"
+_SKIP = "a capability check: give the model with --model=NAME and the recipe with --compress=RECIPE"
 _MARKER = (
-    "capcheck(confidence, items, time_budget, undecided, vacuous): "
-    "stricter settings for one capability check"
+    "capcheck(confidence, items, undecided, vacuous): stricter settings for one capability check"
 )
 
 
@@ -43,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("capcheck", "capcheck: capability checks for compressed models")
     for option in OPTIONS:
         _add(group, option.flag, option)
-        kind = "args" if option.many else "string"
+        kind: Literal["args", "string"] = "args" if option.many else "string"
         parser.addini(option.ini, f"{option.help} (default: {option.default})", kind, default=None)
 
 
@@ -54,7 +53,8 @@ def pytest_load_initial_conftests(
     """Add the short forms last, each only where no conftest and no other plugin owns its name."""
     yield
     group = parser.getgroup("capcheck")
-    owned = {name for g in parser._groups for option in g.options for name in option.names()}
+    groups = [*parser._groups, parser._anonymous]  # the latter holds what conftests add
+    owned = {name for g in groups for option in g.options for name in option.names()}
     taken = early_config.stash.setdefault(_TAKEN, [])
     for option in OPTIONS:
         flag = f"--{option.name}"
@@ -105,8 +105,12 @@ def _flag(config: pytest.Config, option: Option) -> str:
 
 def _from_ini(config: pytest.Config, option: Option, text: str) -> str:
     """Return a value of the ini file; its relative paths start from the file's folder."""
-    is_path = (option.path and text != "none") or text.startswith(("./", "../"))
-    return str(config.inipath.parent / text) if is_path and config.inipath else text
+    if config.inipath is None or text == "none" or text.startswith("~"):
+        return text
+    place = config.inipath.parent / text
+    named = option.name in ("model", "perplexity")  # a path, or a name
+    is_path = option.path or (named and (text.startswith(("./", "../")) or place.exists()))
+    return str(place) if is_path else text
 
 
 def _refuse_spaces(config: pytest.Config) -> None:
@@ -135,11 +139,15 @@ def _refuse_spaces(config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, find out what can be known before a model is loaded, add the suites."""
     config.addinivalue_line("markers", _MARKER)
+    if config.option.help or config.option.version:
+        return
     try:
         given = _given(config)
         if "model" not in given:
             _need_model(given)
             return
+        if given["model"].standing and "compress" not in given:
+            return  # a project's standing choice of model makes not every run a check
         settings = resolve(given)
         if not settings.compress:
             raise UsageError(
@@ -191,7 +199,7 @@ def pytest_pycollect_makemodule(module_path: Any, parent: pytest.Collector) -> p
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make every recipe a column: one parameter of each test that takes `capability`."""
     run = metafunc.config.stash.get(_RUN, None)
-    if run is not None and "capability" in metafunc.fixturenames:
+    if run is not None and collect.uses_ours(metafunc._arg2fixturedefs):
         recipes = run.settings.compress
         metafunc.parametrize("capability", recipes, indirect=True, ids=list(map(str, recipes)))
 
@@ -204,12 +212,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in filter(collect.is_check, items):
             item.add_marker(pytest.mark.skip(reason=_SKIP))
         return
-    for item in filter(collect.is_check, items):
-        run.settings_of(item)  # a marker that loosens is an error before anything is asked
+    try:
+        for item in filter(collect.is_check, items):
+            run.examine(item)
+    except CapcheckError as error:
+        if not hasattr(config, "workerinput"):
+            raise pytest.UsageError(str(error)) from None
+        # A worker must not fail while it collects: the test itself says what is wrong.
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         others = [item for item in items if not collect.is_check(item)]
         if others:
             config.hook.pytest_deselected(items=others)
+            run.left_out = len(others)
             items[:] = [item for item in items if collect.is_check(item)]
     items[:] = collect.grouped(items, run.settings.compress)
 
@@ -237,11 +251,19 @@ def capability(request: pytest.FixtureRequest) -> Iterator[Capability]:
     if not hasattr(request, "param"):
         raise UsageError(
             f"{request.node.nodeid}: capability must be an argument of a test function (or of a "
-            "fixture that one takes): it cannot be had through getfixturevalue, usefixtures or in "
-            "a unittest.TestCase"
+            "fixture that one takes): it cannot be had through getfixturevalue or in a "
+            "unittest.TestCase"
         )
     with run.test(request.node, request.param) as found:
         yield found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a check that is written wrong, before any of its fixtures is set up."""
+    run = item.config.stash.get(_RUN, None)
+    if run is not None and collect.is_check(item):
+        run.examine(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -250,10 +272,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     try:
         return (yield)
     except VacuousError as vacuous:
-        run = pyfuncitem.config.stash[_RUN]
-        if run.settings_of(pyfuncitem).vacuous == "fail":
-            pytest.fail(str(vacuous), pytrace=False)
-        pytest.skip(str(vacuous))
+        _end(pyfuncitem, vacuous)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+    """Do the same where a fixture asks."""
+    try:
+        return (yield)
+    except VacuousError as vacuous:
+        _end(request.node, vacuous)
+
+
+def _end(item: pytest.Item, vacuous: VacuousError) -> NoReturn:
+    if item.config.stash[_RUN].settings_of(item).vacuous == "fail":
+        pytest.fail(str(vacuous), pytrace=False)
+    pytest.skip(str(vacuous))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -265,6 +299,9 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo is not None else None
     if isinstance(error, CapcheckError):
         report.longrepr = str(error)
+        # Whatever a test expects to fail, it is not this.
+        report.outcome = "failed"
+        report.__dict__.pop("wasxfail", None)
     run = item.config.stash.get(_RUN, None)
     if run is not None:
         run.attach(item, report, error)
@@ -282,7 +319,7 @@ def pytest_make_collect_report(
     while error is not None and not isinstance(error, CapcheckError):
         error = error.__cause__
     if error is not None:
-        report.longrepr = str(error)
+        report.longrepr = report.capcheck_error = str(error)  # type: ignore[attr-defined]
     return report
 
 

@@ -6,7 +6,8 @@ import os
 import platform
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 
 from capcheck import __version__
 from capcheck.backends import Models
-from capcheck.collect import PREFIX
+from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
-from capcheck.errors import CapcheckError
+from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain
 from capcheck.options import OPTIONS
 from capcheck.recipe import Recipe
@@ -28,8 +29,10 @@ from capcheck.store import Store, default_folder
 from capcheck.trial import PENDING
 
 _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
+_LEFT_OUT = "capcheck_left_out"
+_SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
-_KEEP = ("device", "dtype", "data", "perplexity", "confidence", "undecided", "vacuous", "items")
+_NOT_AGAIN = ("model", "compress", "suite", "store_limit", "time_budget", "json", "records")
 
 
 class Run:
@@ -49,38 +52,58 @@ class Run:
         self._worker = hasattr(config, "workerinput")
         self._results = Results()
         self._unheeded: list[str] = []
+        self._unwritten: list[str] = []
+        # Nothing runs under --collect-only and --setup-plan, so nothing can be shown.
+        self._only_shown = config.option.collectonly or config.getoption("setuponly", False)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._progress
         )
         self._sent: set[str] = set()
+        self.left_out = 0
         if not self._worker:
             self._models.check(settings.compress)
+            self._results.run = self._about()
+        folder = settings.store if settings.store is not None else default_folder()
+        self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
 
     # One test
 
     def session(self) -> Session:
         """Return the session, opened when the first test needs it."""
         if self._session is None:
-            folder = self.settings.store
-            if folder is None:
-                folder = default_folder()
-            store = Store(None if str(folder) == "none" else folder, self.settings.store_limit)
-            self._session = Session(self.settings, self._models, store, self._progress)
+            self._session = Session(self.settings, self._models, self._store, self._progress)
         return self._session
 
     def settings_of(self, item: pytest.Item) -> Settings:
         """Return the settings of a test: the run's, made stricter by its markers."""
         settings = self.settings
         for marker in reversed(list(item.iter_markers("capcheck"))):
+            if marker.args:
+                raise UsageError(
+                    f"{item.nodeid}: the marker capcheck takes names, as in capcheck(confidence="
+                    f"0.99), and not {marker.args[0]!r} alone"
+                )
             settings = settings.tightened(item.nodeid, **marker.kwargs)
         return settings
+
+    def examine(self, item: pytest.Item) -> None:
+        """Find out what is wrong with how a check is written, before anything is asked.
+
+        Raises:
+            UsageError: a marker is not what it can be, or a fixture with another scope than a
+                function's takes `capability`.
+        """
+        self.settings_of(item)
+        wrong = misuse(item)
+        if wrong:
+            raise UsageError(wrong)
 
     @contextmanager
     def test(self, item: pytest.Item, recipe: Recipe) -> Iterator[Capability]:
         """Give a test its `capability` for as long as it runs."""
         found = Capability(self.session(), recipe, self.settings_of(item))
-        item.stash[_CHECK] = found
+        item.stash[_CHECK], item.stash[_SHOWN] = found, 0
         try:
             yield found
             # Here and not where the report is made: an error can still be shown as one.
@@ -97,10 +120,11 @@ class Run:
         if isinstance(error, CapcheckError):
             found["error"] = str(error)
         check = item.stash.get(_CHECK, None)
-        if check is not None and report.when == "call":
-            gates = _settled(check.gates, failed=isinstance(error, AssertionError))
+        # A fixture may hold gates too; those of a set-up that went well are settled by the test.
+        if check is not None and not (report.when == "setup" and report.passed):
+            gates = _settled(check.gates[item.stash[_SHOWN] :], error, self.settings)
+            item.stash[_SHOWN] = len(check.gates)
             found["gates"] = [gate.to_json() for gate in gates]
-            found["run"] = self._about()
             found["records"] = [record.to_json() for record in self.session().records]
             self.session().records.clear()
             if report.failed:
@@ -128,12 +152,12 @@ class Run:
         return [self.session().log(check.recipe)]
 
     def _about(self) -> JSON:
-        if self._worker and "run" in self._sent:
-            return {}
-        self._sent.add("run")
         packages = ("torch", "transformers", "pytest", "numpy")
+        model = self._models.describe()
         return {
-            "model": self._models.describe(),
+            "model": model,
+            "revision": model.get("revision"),
+            "digest": model.get("digest"),
             "recipes": [str(recipe) for recipe in self.settings.compress],
             "settings": self.settings.to_json(),
             "versions": {
@@ -160,7 +184,7 @@ class Run:
         default = Settings()
         for option in OPTIONS:
             value = getattr(self.settings, option.name)
-            if option.name in _KEEP and value != getattr(default, option.name):
+            if option.name not in _NOT_AGAIN and value != getattr(default, option.name):
                 words.append(f"{option.flag}={value}")
         return shlex.join([*words, f"{path}::{name}"])
 
@@ -170,19 +194,20 @@ class Run:
         from tqdm import tqdm
 
         capture = self._config.pluginmanager.getplugin("capturemanager")
+        uncaptured = capture.global_and_fixture_disabled if capture is not None else nullcontext
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         quiet = self._worker or reporter is None or not reporter.isatty
-        with capture.global_and_fixture_disabled():
+        with uncaptured():
             bar = tqdm(total=total, desc=label, delay=1.5, leave=False, disable=quiet)
 
         def advance(done: int) -> None:
-            with capture.global_and_fixture_disabled():
+            with uncaptured():
                 bar.update(done)
 
         try:
             yield advance
         finally:
-            with capture.global_and_fixture_disabled():
+            with uncaptured():
                 bar.close()
 
     # The run
@@ -221,15 +246,30 @@ class Run:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the reports and set the exit code."""
         if self._worker:
+            self._config.workeroutput[_LEFT_OUT] = self.left_out  # type: ignore[attr-defined]
             return
+        for write, path in (
+            (json.write, self.settings.json),
+            (json.write_records, self.settings.records),
+        ):
+            try:
+                if path is not None:
+                    write(self._results, path)
+            except OSError as error:
+                self._unwritten.append(f"{path} could not be written: {error.strerror}")
         session.exitstatus = self._exit_code(int(session.exitstatus))
-        if self.settings.json is not None:
-            json.write(self._results, self.settings.json)
-        if self.settings.records is not None:
-            json.write_records(self._results, self.settings.records)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Learn from a worker of xdist how many tests it left out."""
+        self.left_out = max(self.left_out, getattr(node, "workeroutput", {}).get(_LEFT_OUT, 0))
 
     def _exit_code(self, code: int) -> int:
         """Return 4 for an error, 1 for a loss, 5 where nothing was shown to be retained."""
+        if self._only_shown:
+            return code
+        if code in (0, 1, 2) and self._unwritten:
+            return 4
         if code in (0, 1, 2) and self._results.errors:
             return 4
         if code == 0 and self._unheeded:
@@ -240,6 +280,8 @@ class Run:
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         """Print the summary."""
+        if self._only_shown:
+            return
         text = terminal.render(
             self._results,
             # A log that is no terminal has no width; cutting its lines helps nobody.
@@ -250,10 +292,13 @@ class Run:
             f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
             for nodeid in self._unheeded
         ]
-        if self._results.checks and not self._results.count("retained"):
-            notes.append("no gate had the evidence to be retained: the run shows nothing (code 5)")
-        if not text and not notes:
-            return
+        notes += self._unwritten
+        if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
+            notes.append(f"{self.left_out} tests that are no capability checks were left out")
+        if not self._results.count("retained") and exitstatus in (0, 5):
+            what = "had the evidence to be retained" if self._results.checks else "was decided"
+            notes.append(f"no gate {what}: the run shows nothing (code 5)")
+        terminalreporter.ensure_newline()
         terminalreporter.section("capcheck")
         for line in [*text.splitlines(), *notes]:
             terminalreporter.write_line(line.rstrip())
@@ -262,28 +307,38 @@ class Run:
         """Free the device and close the store."""
         if self._session is not None:
             self._session.close()
+        else:
+            self._store.close()
 
 
-def _settled(gates: list[Gate], *, failed: bool) -> list[Gate]:
+def _settled(gates: list[Gate], error: BaseException | None, settings: Settings) -> list[Gate]:
     """Return a test's gates with its `items` gates decided by how the test ended.
 
-    A test that failed with no gate degraded failed for its broken items.
+    A test that failed with no other gate failing failed for its broken items. One that broke off,
+    by a skip or an error, has decided nothing about them.
     """
-    from dataclasses import replace
+    failing = {Verdict.DEGRADED}
+    if settings.undecided == "fail":
+        failing.add(Verdict.UNDECIDED)
+    elsewhere = any(gate.verdict in failing and gate.reason != PENDING for gate in gates)
+    if error is None:
+        verdict, reason = Verdict.RETAINED, ""
+    elif not isinstance(error, AssertionError | pytest.fail.Exception):
+        verdict, reason = Verdict.UNDECIDED, f"the test ended early ({type(error).__name__})"
+    elif elsewhere:
+        verdict, reason = Verdict.UNDECIDED, "the test failed at another gate"
+    else:
+        verdict, reason = Verdict.DEGRADED, ""
 
-    degraded = any(gate.verdict is Verdict.DEGRADED for gate in gates)
-    settled = []
-    for gate in gates:
+    def settle(gate: Gate) -> Gate:
         if gate.reason != PENDING:
-            settled.append(gate)
-        elif not failed:
-            settled.append(replace(gate, verdict=Verdict.RETAINED, reason=""))
-        elif degraded:
-            reason = "the test failed at another gate"
-            settled.append(replace(gate, verdict=Verdict.UNDECIDED, reason=reason))
-        else:
-            settled.append(replace(gate, verdict=Verdict.DEGRADED, reason=""))
-    return settled
+            return gate
+        ratio = gate.perplexity
+        quiet = ratio is not None and ratio.value <= settings.perplexity_tolerance
+        silent = quiet and verdict is Verdict.DEGRADED
+        return replace(gate, verdict=verdict, reason=reason, silent=silent)
+
+    return [settle(gate) for gate in gates]
 
 
 def _models(settings: Settings, progress: Progress) -> Models:

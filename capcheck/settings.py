@@ -59,7 +59,7 @@ class Settings:
 
         Args:
             where: the test, for messages.
-            wanted: any of confidence, items="all", time_budget, undecided, vacuous.
+            wanted: any of confidence, items, undecided, vacuous.
 
         Raises:
             UsageError: an unknown name, a value that cannot be read, or a weaker one.
@@ -90,8 +90,8 @@ class Settings:
 
 _STRICTNESS: Mapping[str, Callable[[Any], float]] = {
     "confidence": float,
-    "items": lambda value: math.inf if value == "all" else -1.0 if value == "auto" else value,
-    "time_budget": lambda seconds: -seconds,
+    # A number is a limit; `auto` has none, but stops where the evidence suffices.
+    "items": lambda value: {"auto": 2.0**63, "all": math.inf}.get(value, value),
     "undecided": lambda value: value == "fail",
     "vacuous": lambda value: value == "fail",
 }
