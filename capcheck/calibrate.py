@@ -36,7 +36,7 @@ from capcheck.result import CompressionLog, Layer
 MICRO_BATCH = 4096
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], object]
 """Called as progress(step, done, total) when a block is done; total counts the step's blocks."""
 
 
@@ -233,6 +233,9 @@ def _global_cut(step: Step, method: ModuleType, found: Found) -> GlobalCut | Non
 
 
 def _scope(step: Step) -> str:
+    """Return where weights compete: a pattern holds within rows, whatever the method's default."""
+    if step.sparsity is not None and step.sparsity.m and "scope" not in dict(step.keys):
+        return "row"
     return str(step.get("scope") or "row")
 
 

@@ -37,6 +37,7 @@ class Trial:
         recipe, against: the compressed side and the reference.
         settings: the session's, or those a marker made stricter.
         record: is called with every gate.
+        allowed: is called before anything is asked; raises where it is too late to ask.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Trial:
         against: Recipe,
         settings: Settings,
         record: Callable[[Gate], None],
+        allowed: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
         self._task = task
@@ -54,6 +56,7 @@ class Trial:
         self._against = against
         self._settings = settings
         self._record = record
+        self._allowed = allowed
         self._items = task.load(settings.data)
         self._units = _units(task, self._items, settings)
         # The chances of items yet to be asked too: they bound what can still come.
@@ -250,6 +253,7 @@ class Trial:
 
     def _ask(self, units: int, side: int | None = None) -> list[int]:
         """Ask both sides (or one) the items of the first `units` units; return their positions."""
+        self._allowed()
         asked = [i for unit in self._units[:units] for i in unit]
         for which in (0, 1) if side is None else (side,):
             scores = self._scores[which]
@@ -262,8 +266,9 @@ class Trial:
             for i, reply in zip(missing, replies, strict=True):
                 scores[i] = self._task.score(self._items[i], reply)
                 if which and i in self._scores[0]:
+                    sides = (self._scores[0][i], scores[i])
                     self._session.keep_record(
-                        self._task, self._items[i], recipe, self._scores[0][i], scores[i]
+                        self._task, self._items[i], recipe, self._against, *sides
                     )
         return asked
 
@@ -308,7 +313,8 @@ def _units(task: Task, items: Sequence[Item], settings: Settings) -> list[list[i
     units = list(groups.values())
     random.Random(f"{settings.seed} {task.fingerprint_of(items)}").shuffle(units)
     if isinstance(settings.items, int):
-        kept, total = [], 0
+        kept: list[list[int]] = []
+        total = 0
         for unit in units:
             total += len(unit)
             if kept and total > settings.items:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from matrices import linears, tiny, token_ids
-from tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from matrices import token_ids
-from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from torch import nn
 
 from capcheck.calibrate import check, compress

@@ -14,13 +14,14 @@ class Backend(Protocol):
 
     Every method returns one result for each question, in the order of the questions, and the
     result of a question does not depend on what it is asked beside (up to rounding).
-
-    Attributes:
-        identity: everything about the model's side that can change an answer (weights, revision,
-            dtype, device, versions, batch budget), as JSON values. It enters the store's keys.
     """
 
-    identity: dict[str, Any]
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything about the model's side that can change an answer, as JSON values.
+
+        Weights, revision, dtype, device, versions, batch budget.
+        """
 
     def loglik(self, pairs: Sequence[tuple[str, str]]) -> list[Loglik]:
         """Return ln p(continuation | context) for each (context, continuation).

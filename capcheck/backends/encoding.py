@@ -127,6 +127,11 @@ class Encoder:
             rows.append(Row(ids, len(ids), item))
         return rows
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a prompt has, special tokens counted; it may be of any length."""
+        ((plain, _),) = self._tokenize([text])
+        return len(self._front(plain) + plain or self._bos())
+
     def text(self, prompt: Sequence[int], generated: Sequence[int]) -> str:
         """Return the text that `generated` adds to `prompt`, leading white space included.
 

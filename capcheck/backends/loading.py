@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -49,15 +50,15 @@ class Prepared:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer with the back end's rules, and the model's context."""
-        return Encoder(self.tokenizer, context_length(self._empty.config), self._vocabulary)
+        return Encoder(self.tokenizer, context_length(self.empty.config), self._vocabulary)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The identity that the loaded back end will have, as JSON values."""
         known = describe(
             self.tokenizer,
-            architecture=type(self._empty).__name__,
-            attention=getattr(self._empty.config, "_attn_implementation", None),
+            architecture=type(self.empty).__name__,
+            attention=getattr(self.empty.config, "_attn_implementation", None),
             dtype=self.dtype,
             device=torch.device(self.device),
             batch_tokens=self.batch_tokens,
@@ -86,11 +87,11 @@ class Prepared:
         return {"name": name, "revision": info.commit, "weights": info.digest}
 
     @cached_property
-    def _empty(self) -> Any:
-        """The model without weights: what it is, at no cost in memory."""
+    def empty(self) -> Any:
+        """The model on the meta device, without weights: its shapes, at no cost in memory."""
         info = fetch(self.info, weights=False)
         trust = self.trust_remote_code
-        with quiet(), torch.device("meta"):
+        with quiet(), accelerate.init_empty_weights(include_buffers=True):
             try:
                 config = AutoConfig.from_pretrained(
                     info.folder, local_files_only=True, trust_remote_code=trust
@@ -101,7 +102,7 @@ class Prepared:
 
     @property
     def _vocabulary(self) -> int:
-        return int(self._empty.get_input_embeddings().weight.shape[0])
+        return int(self.empty.get_input_embeddings().weight.shape[0])
 
 
 def devices() -> list[str]:

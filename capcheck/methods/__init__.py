@@ -71,7 +71,7 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
             "sparsity",
             {
                 "scope": Key(
-                    str, "row", "where weights compete", choices=("row", "layer", "global")
+                    str, "layer", "where weights compete", choices=("row", "layer", "global")
                 ),
                 **_SCOPE,
             },
