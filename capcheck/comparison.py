@@ -194,5 +194,18 @@ class Comparison:
         """The scores of dense and compressed, in the order of `task.items`. Asks every item."""
         return self._evidence.scores()
 
+    def _refuse(self, what: str) -> NoReturn:
+        first = self.task.metrics[0]
+        sign = ">=" if first == "retention" else "<="
+        raise TypeError(f"a comparison has no {what}; write capability(TASK).{first} {sign} NUMBER")
+
+    def __bool__(self) -> bool:
+        self._refuse("truth value")  # `assert capability(TASK)` would hold whatever was lost
+
+    def __ge__(self, other: object) -> bool:
+        self._refuse("order")
+
+    __gt__ = __le__ = __lt__ = __ge__
+
     def __repr__(self) -> str:
         return f"<comparison of {self.task.name}[{self.recipe}] with {self.against}>"

@@ -296,15 +296,16 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put what a test found on its report, which crosses processes under xdist."""
     report = yield
+    run = item.config.stash.get(_RUN, None)
+    if run is None:
+        return report
     error = call.excinfo.value if call.excinfo is not None else None
     if isinstance(error, CapcheckError):
         report.longrepr = str(error)
         # Whatever a test expects to fail, it is not this.
         report.outcome = "failed"
         report.__dict__.pop("wasxfail", None)
-    run = item.config.stash.get(_RUN, None)
-    if run is not None:
-        run.attach(item, report, error)
+    run.attach(item, report, error)
     return report
 
 

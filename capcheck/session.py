@@ -46,6 +46,7 @@ class Record:
 
     task: str
     recipe: str
+    against: str
     item: str
     dense: Score
     compressed: Score
@@ -55,6 +56,7 @@ class Record:
         return {
             "task": self.task,
             "recipe": self.recipe,
+            "against": self.against,
             "item": self.item,
             "dense": {"score": self.dense.value, "answer": self.dense.text},
             "compressed": {"score": self.compressed.value, "answer": self.compressed.text},
@@ -91,6 +93,7 @@ class Session:
         against: Recipe | None = None,
         settings: Settings | None = None,
         record: Callable[[Gate], None] = lambda gate: None,
+        allowed: Callable[[], None] = lambda: None,
     ) -> Comparison:
         """Return the comparison of a task under a recipe with the dense model, or with `against`.
 
@@ -103,7 +106,7 @@ class Session:
                 "make one with capcheck.choices, capcheck.generation, capcheck.perplexity or @task"
             )
         reference = against if against is not None else Recipe()
-        trial = Trial(self, task, recipe, reference, settings or self.settings, record)
+        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
         return Comparison(task, str(recipe), trial, str(reference))
 
     def perplexity_task(self) -> Perplexity:
@@ -123,7 +126,6 @@ class Session:
         if recipe not in self._ratios:
             if self.out_of_time(self.settings):
                 return None
-            self._ratios[recipe] = None  # measuring it must not ask for itself
             trial = Trial(
                 self, self.perplexity_task(), recipe, Recipe(), self.settings, lambda gate: None
             )
@@ -144,11 +146,14 @@ class Session:
         if not control:
             identity = self.models.identity(recipe)
             keys = [key_of(identity, task.request(item)) for item in items]
-            stored = self._store.get(keys)
-            found = {i: stored[key] for i, key in enumerate(keys) if key in stored}
+            found = self._stored(keys, range(len(items)))
         missing = [i for i in range(len(items)) if i not in found]
         if missing:
             backend = self.models.backend(recipe, control=control)
+            if not control:
+                # While we waited for the device, another worker may have asked.
+                found |= self._stored(keys, missing)
+                missing = [i for i in missing if i not in found]
             order = missing[::-1] if control else missing
             label = f"{task.name} [{'dense' if not recipe and not control else recipe}]"
             with self._progress(label, len(order)) as advance:
@@ -163,6 +168,10 @@ class Session:
                         self._store.put({keys[i]: found[i] for i in some})
                     advance(len(some))
         return [found[i] for i in range(len(items))]
+
+    def _stored(self, keys: Sequence[str], positions: Sequence[int]) -> dict[int, JSON]:
+        stored = self._store.get([keys[i] for i in positions])
+        return {i: stored[keys[i]] for i in positions if keys[i] in stored}
 
     def log(self, recipe: Recipe) -> JSON:
         """Return what a recipe did (`CompressionLog.to_json`), from the store where it is known."""
@@ -182,11 +191,18 @@ class Session:
         return int(self.models.describe()["vocabulary"])
 
     def keep_record(
-        self, task: Task, item: Item, recipe: Recipe, dense: Score, compressed: Score
+        self,
+        task: Task,
+        item: Item,
+        recipe: Recipe,
+        against: Recipe,
+        dense: Score,
+        compressed: Score,
     ) -> None:
         """Remember an item with both answers, where records were asked for."""
         if self.settings.records is not None:
-            self.records.append(Record(task.name, str(recipe), item.id, dense, compressed))
+            names = (task.name, str(recipe), str(against), item.id)
+            self.records.append(Record(*names, dense, compressed))
 
     def close(self) -> None:
         """Free the device and close the store."""
@@ -219,7 +235,12 @@ class Capability:
         self._check_open()
         reference = Recipe.parse(against) if isinstance(against, str) else against
         return self._session.compare(
-            task, self.recipe, against=reference, settings=self._settings, record=self._record
+            task,
+            self.recipe,
+            against=reference,
+            settings=self._settings,
+            record=self._record,
+            allowed=self._check_open,
         )
 
     @property
@@ -251,7 +272,8 @@ class Capability:
         self._open = False
 
     def _record(self, gate: Gate) -> None:
-        seen = [g for g in self.gates if g.claim.metric == "items" and g.task == gate.task]
+        items = [g for g in self.gates if g.claim.metric == "items"]
+        seen = any((g.task, g.against) == (gate.task, gate.against) for g in items)
         if not (gate.claim.metric == "items" and seen):
             self.gates.append(gate)
 
