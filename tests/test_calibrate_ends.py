@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from matrices import linears, tiny, token_ids
-from tiny import VOCABULARY
+from tests.tiny import VOCABULARY
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig
 
