@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,12 +77,31 @@ class SuiteModule(pytest.Module):
         """Whether a class holds tests: none does."""
         return False
 
+    def _getobj(self) -> ModuleType:
+        """Import the file under a name that no file of the project can have, in any import mode."""
+        name = f"capcheck.suites.{self.path.stem}"
+        found = (finder.find_spec(name, [str(self.path.parent)]) for finder in sys.meta_path)
+        spec = next(spec for spec in found if spec is not None and spec.loader is not None)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        return module
+
 
 def module_of(path: Path, parent: pytest.Collector) -> SuiteModule | None:
     """Return the collector of a bundled file, or None for any other file."""
     if path.parent != folder():
         return None
     return SuiteModule.from_parent(parent, path=path, nodeid=PREFIX + path.name)
+
+
+def note_last_failed(config: pytest.Config) -> None:
+    """Have `--lf` look into bundled suites: their ids do not tell it where their files lie."""
+    plugin = config.pluginmanager.getplugin("lfplugin")
+    paths = getattr(plugin, "_last_failed_paths", None)
+    if paths is not None:
+        names = {str(name).partition("::")[0] for name in plugin.lastfailed}
+        paths |= {path for path in suites().values() if PREFIX + path.name in names}
 
 
 def recipe_of(item: pytest.Item) -> Recipe | None:

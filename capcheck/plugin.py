@@ -176,6 +176,7 @@ def _add_suites(config: pytest.Config, settings: Settings) -> None:
     config.args[:] = [collect.located(argument) for argument in config.args]
     files = collect.wanted(settings.suite, paths_given=paths_given)
     config.args += [str(file) for file in files]
+    collect.note_last_failed(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -294,7 +294,9 @@ class Run:
         ]
         notes += self._unwritten
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
-            notes.append(f"{self.left_out} tests that are no capability checks were left out")
+            many = "tests that are no capability checks were"
+            one = "test that is no capability check was"
+            notes.append(f"{self.left_out} {many if self.left_out > 1 else one} left out")
         if not self._results.count("retained") and exitstatus in (0, 5):
             what = "had the evidence to be retained" if self._results.checks else "was decided"
             notes.append(f"no gate {what}: the run shows nothing (code 5)")
