@@ -307,6 +307,10 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.__dict__.pop("wasxfail", None)
     run.attach(item, report, error)
+    if isinstance(error, CapcheckError) and report.when == "call":
+        # What fails before the call is an error to everything that reads reports (terminal, JUnit,
+        # others); what fails in it would be a capability that was lost.
+        report.when = "setup"
     return report
 
 
@@ -323,11 +327,3 @@ def pytest_make_collect_report(
     if error is not None:
         report.longrepr = report.capcheck_error = str(error)  # type: ignore[attr-defined]
     return report
-
-
-def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
-    """Show an infrastructure error as an error, never as a failed capability."""
-    found = getattr(report, "capcheck", None)
-    if found and found.get("error") and report.when == "call":
-        return "error", "E", "ERROR"
-    return None

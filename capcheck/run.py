@@ -53,8 +53,9 @@ class Run:
         self._results = Results()
         self._unheeded: list[str] = []
         self._unwritten: list[str] = []
-        # Nothing runs under --collect-only and --setup-plan, so nothing can be shown.
-        self._only_shown = config.option.collectonly or config.getoption("setuponly", False)
+        # Nothing runs under --collect-only and the like, so nothing can be shown.
+        looking = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
+        self._only_shown = any(config.getoption(name, False) for name in looking)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._progress

@@ -188,6 +188,8 @@ class Trial:
         margin = _MARGIN
         if claim.metric == "drop" and claim.threshold is not None:
             margin = max(margin, claim.threshold)
+        if margin >= 1:  # nobody can lose that much
+            return False
         return stats.shown_above_chance(
             values,
             self._chances,
