@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import metadata
+from json import dumps, loads
 from typing import Any
 
 import pytest
@@ -133,7 +134,8 @@ class Run:
         if report.when == "teardown" and _LOGS in item.stash:
             found["compression"] = item.stash[_LOGS]
         if found:
-            report.capcheck = found  # type: ignore[attr-defined]
+            # As ASCII text: xdist cannot send every text, and models write every text.
+            report.capcheck = dumps(found)  # type: ignore[attr-defined]
 
     def _add_section(self, item: pytest.Item, report: pytest.TestReport, gates: list[Gate]) -> None:
         lines = []
@@ -229,9 +231,10 @@ class Run:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in what a test found; in the controller the reports of all workers come by."""
-        found = getattr(report, "capcheck", None)
-        if found is None or self._worker:
+        text = getattr(report, "capcheck", None)
+        if text is None or self._worker:
             return
+        found = loads(text)
         self._results.add(report.nodeid, found)
         lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
         if lost and report.passed and not hasattr(report, "wasxfail"):

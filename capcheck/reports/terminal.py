@@ -26,7 +26,7 @@ def render(results: Results, *, width: int, color: bool) -> str:
     """
     console = Console(
         file=io.StringIO(), width=max(width, 80), force_terminal=color, no_color=not color,
-        highlight=False, legacy_windows=False,
+        highlight=False, markup=False, emoji=False, legacy_windows=False,
     )  # fmt: skip
     run = results.run
     if run:
