@@ -46,13 +46,19 @@ class Settings:
     @property
     def model_name(self) -> str:
         """The model without its revision."""
-        return (self.model or "").rpartition("@")[0] or (self.model or "")
+        return self._split_model()[0]
 
     @property
     def revision(self) -> str | None:
         """The revision after `@`, or None."""
-        name, at, revision = (self.model or "").rpartition("@")
-        return revision if at and name else None
+        return self._split_model()[1]
+
+    def _split_model(self) -> tuple[str, str | None]:
+        model = self.model or ""
+        name, _, revision = model.rpartition("@")
+        if not name or Path(model).is_dir():  # a folder's name may hold an '@'
+            return model, None
+        return name, revision
 
     def tightened(self, where: str, **wanted: Any) -> Settings:
         """Return the settings with what a marker asks, which must not be weaker.
