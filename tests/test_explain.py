@@ -1,0 +1,114 @@
+"""A gate in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from capcheck.explain import claim_of, explain, headline, number
+from capcheck.result import Claim, Flip, Gate, Interval, Score, Verdict
+from capcheck.rows import Item
+
+GATE = Gate(
+    task="qa",
+    recipe="wanda:0.5",
+    against="none",
+    claim=Claim("retention", 0.95),
+    verdict=Verdict.DEGRADED,
+    dense=0.8,
+    compressed=0.6,
+    estimate=Interval(0.75, 0.7, 0.8, 200),
+    used=200,
+    available=400,
+    broken=45,
+    fixed=5,
+    perplexity=Interval(1.01, 1.0, 1.02, 40),
+    silent=True,
+)
+
+
+def said(gate, **options):
+    return explain(gate, confidence=0.95, **options)
+
+
+def test_a_degraded_gate():
+    assert said(GATE, command="pytest x") == [
+        "qa[wanda:0.5]: retention >= 0.95 is degraded",
+        "  score       dense 0.800, wanda:0.5 0.600, 200 of 400 items",
+        "  retention   0.750 [0.700, 0.800], each bound at 95% confidence",
+        "  items       45 broken, 5 fixed",
+        "  perplexity  ratio 1.010 [1.000, 1.020]",
+        "  silent      perplexity is within its tolerance: it does not show this loss",
+        "  again       pytest x",
+    ]
+
+
+def test_an_undecided_gate_says_what_would_settle_it():
+    gate = replace(
+        GATE, verdict=Verdict.UNDECIDED, reason="too few items to tell", needed=900, silent=False,
+        used=400, perplexity=None,
+    )  # fmt: skip
+    lines = said(gate)
+    assert "  why         too few items to tell" in lines
+    assert "  to settle   about 900 items, if they went on like these" in lines
+    assert "  score       dense 0.800, wanda:0.5 0.600, 400 items" in lines
+
+
+def test_a_vacuous_gate():
+    gate = replace(
+        GATE, verdict=Verdict.VACUOUS, reason="dense cannot do it", compressed=None, estimate=None,
+        perplexity=None, silent=False,
+    )  # fmt: skip
+    assert said(gate) == [
+        "qa[wanda:0.5]: retention >= 0.95 is vacuous",
+        "  why         dense cannot do it",
+    ]
+
+
+def test_a_ratio_speaks_of_documents():
+    gate = replace(
+        GATE, claim=Claim("ratio", 1.05), dense=12.5, compressed=1234567.0, used=40, available=40,
+        estimate=Interval(98765.4, 5.0, 1e9, 40), silent=False,
+    )  # fmt: skip
+    assert said(gate) == [
+        "qa[wanda:0.5]: ratio <= 1.05 is degraded",
+        "  perplexity  dense 12.500, wanda:0.5 1.235e+06, 40 documents",
+        "  ratio       9.877e+04 [5.000, 1e+09], each bound at 95% confidence",
+    ]
+
+
+def test_the_reference_is_named():
+    lines = said(replace(GATE, against="wanda:2:4", unparsable=(1, 7)))
+    assert "  score       wanda:2:4 0.800, wanda:0.5 0.600, 200 of 400 items" in lines
+    assert "  format      7 answers could not be read (wanda:2:4: 1), each scored 0" in lines
+    assert not any("dense" in line for line in lines)
+
+
+def test_examples_are_short_and_on_one_line():
+    item = Item("1", {"prompt": "Who?\n" + "x" * 200}, "qa.jsonl:7")
+    flip = Flip(item, Score(1.0, "Ann"), Score(0.0, "\x1b[2J\ud800" + "y" * 200))
+    lines = said(replace(GATE, examples=(flip,)))
+    at = lines.index("  broken, for example")
+    assert lines[at + 1].startswith(r"    qa.jsonl:7 Who?\nxxx")
+    assert lines[at + 2] == "      dense: Ann"
+    assert lines[at + 3].startswith(r"      wanda:0.5: \x1b[2J\ud800yyy")
+    assert all(len(line) < 100 and line.isprintable() for line in lines)
+    assert not any(
+        "qa.jsonl" in line for line in said(replace(GATE, examples=(flip,)), examples=False)
+    )
+
+
+def test_broken_items():
+    gate = replace(GATE, claim=Claim("items", None), estimate=None)
+    assert headline(gate) == "qa[wanda:0.5]: no broken item that matters is degraded"
+    assert claim_of(gate.claim) == "items"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (-0.25, "-0.250"), (99.9999, "100.000"), (1e6, "1e+06"),
+     (float("inf"), "inf"), (float("nan"), "nan")],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert number(value) == text

@@ -1,0 +1,106 @@
+"""The summary on the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from capcheck.reports import Results
+from capcheck.reports.terminal import render
+
+CHECK = {
+    "nodeid": "t.py::t[wanda:0.5]", "task": "qa", "recipe": "wanda:0.5", "against": "none",
+    "metric": "retention", "threshold": 0.95, "verdict": "degraded", "dense": 0.8,
+    "compressed": 0.4, "estimate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 128},
+    "items": {"used": 128, "available": 400}, "broken": 40, "fixed": 2, "needed": None,
+    "perplexity_ratio": 1.01, "silent_damage": True,
+}  # fmt: skip
+LOG = {
+    "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
+    "fallbacks": [], "seconds": 1.26, "bytes": 75, "bytes_dense": 100,
+}  # fmt: skip
+
+
+def shown(*checks, logs=(), width=160, color=False, run=None):
+    results = Results(
+        run=run or {}, checks=list(checks), compression={x["recipe"]: x for x in logs}
+    )
+    return render(results, width=width, color=color)
+
+
+def test_nothing_to_say():
+    assert shown() == ""
+
+
+def test_a_row_a_gate_and_what_it_means():
+    text = shown(CHECK)
+    assert text.splitlines()[1].split() == [
+        "qa", "wanda:0.5", "0.800", "0.400", "0.500", "[0.400,", "0.600]", "retention", ">=",
+        "0.95", "128/400", "-40", "+2", "degraded,", "silent",
+    ]  # fmt: skip
+    assert "silent damage: qa is lost under wanda:0.5 while the perplexity ratio is 1.010" in text
+    assert text.splitlines()[-1] == "1 gate: 1 degraded"
+
+
+def test_tasks_stand_together_and_the_reference_is_named():
+    lines = shown(
+        {**CHECK, "silent_damage": False},
+        {**CHECK, "task": "other", "silent_damage": False},
+        {**CHECK, "recipe": "rtn:4", "silent_damage": False},
+        {**CHECK, "against": "wanda:2:4", "silent_damage": False},
+    ).splitlines()
+    assert sum(line.startswith("qa") for line in lines) == 2
+    assert [line.split("  ")[0] for line in lines[1:5]] == ["qa", "", "qa / wanda:2:4", "other"]
+
+
+def test_other_metrics():
+    ratio = {**CHECK, "metric": "ratio", "threshold": 1.05, "silent_damage": False}
+    items = {**CHECK, "metric": "items", "threshold": None, "estimate": None, "dense": None,
+             "silent_damage": False, "verdict": "undecided", "needed": 900}  # fmt: skip
+    text = shown(ratio, items)
+    assert "ratio <= 1.05" in text
+    assert "broken" in text
+    assert "undecided: qa[wanda:0.5] would take about 900 items (400 there are)" in text
+    assert "2 gates: 1 degraded, 1 undecided" in text
+
+
+def test_the_control():
+    none = {**CHECK, "recipe": "none", "verdict": "retained", "silent_damage": False}
+    assert "42 flips in 128 items, the noise floor of every comparison above" in shown(none)
+    still = {**none, "broken": 0, "fixed": 0}
+    assert "control (dense against itself): 0 flips in 128 items\n" in shown(still)
+
+
+def test_what_compression_did():
+    assert "wanda:0.5: 1 matrices, sparsity 0.5, 75% of the bytes, in 1.3 s" in shown(logs=[LOG])
+    log = {
+        **LOG,
+        "layers": [{"name": n, "sparsity": s, "bits": 4.25} for n, s in (("a", 0.4), ("b", 0.6))],
+        "skipped": [{"name": f"conv{i}", "reason": "has three dimensions"} for i in range(7)],
+        "fallbacks": ["block 3: a singular Hessian"],
+    }
+    text = shown(logs=[log])
+    assert "2 matrices, sparsity 0.4 to 0.6, 4.25 bits a weight" in text
+    assert text.count("has three dimensions") == 5
+    assert "not compressed: 2 more, all in the JSON report" in text
+    assert "fallback: block 3: a singular Hessian" in text
+
+
+def test_the_model():
+    run = {"model": {"name": "org/m", "device": "cpu", "dtype": "float32", "revision": None}}
+    assert "model org/m (device cpu, dtype float32)" in shown(run=run)
+
+
+@pytest.mark.parametrize("width", [1, 80, 100, 300])
+def test_any_width(width):
+    text = shown({**CHECK, "task": "a-very-long-name-of-a-task" * 3}, width=width)
+    assert max(map(len, text.splitlines())) <= max(width, 80)
+    assert "degraded" in text
+
+
+def test_colours_only_where_they_are_wanted():
+    assert "\x1b[" in shown(CHECK, color=True)
+    assert "\x1b[" not in shown(CHECK)
+
+
+def test_names_are_no_markup():
+    assert "[bold]x[/] :smile:" in shown({**CHECK, "task": "[bold]x[/] :smile:"})
