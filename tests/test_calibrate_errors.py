@@ -40,7 +40,7 @@ def test_check_needs_no_weights():
 def test_recipes_that_do_nothing_or_contradict_are_refused():
     model = tiny_model("llama")
     with pytest.raises(UsageError, match="prunes nothing"):
-        compress(model, "magnitude:0.01")
+        compress(model, "magnitude:0.01,scope=row")
     with pytest.raises(UsageError, match="scope=global means nothing"):
         compress(model, "magnitude:2:4,scope=global")
     for block in model.model.layers:
