@@ -116,12 +116,12 @@ class Folder:
         self.pytester.makepyfile(test_team=HEAD + text)
 
     def refuses(self, *args: str, says: str, workers: bool = True, model: bool = True) -> str:
-        """Assert that a run is refused in one sentence with code 4, serial and with two workers.
+        """Assert that a run is refused in one sentence with code 4, serial and with a worker.
 
         `says` is a regular expression. Returns what the serial run wrote.
         """
         found = []
-        for more in [(), ("-n2",)] if workers else [()]:
+        for more in [(), ("-n1",)] if workers else [()]:
             result = self.run(*args, *more, model=model)
             text = result.stdout.str() + result.stderr.str()
             assert result.ret == 4, text
