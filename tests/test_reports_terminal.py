@@ -90,11 +90,41 @@ def test_the_model():
     assert "model org/m (device cpu, dtype float32)" in shown(run=run)
 
 
-@pytest.mark.parametrize("width", [1, 80, 100, 300])
-def test_any_width(width):
-    text = shown({**CHECK, "task": "a-very-long-name-of-a-task" * 3}, width=width)
-    assert max(map(len, text.splitlines())) <= max(width, 80)
-    assert "degraded" in text
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (160, []),
+        (105, ["flips"]),
+        (95, ["flips", "items"]),
+        (80, ["flips", "items", "dense", "compressed"]),
+        (1, ["flips", "items", "dense", "compressed"]),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns(width, left_out):
+    lines = shown(CHECK, width=width).splitlines()
+    header = [
+        "task",
+        "recipe",
+        "dense",
+        "compressed",
+        "estimate",
+        "gate",
+        "items",
+        "flips",
+        "verdict",
+    ]
+    assert lines[0].split() == [name for name in header if name not in left_out]
+    assert max(len(line.rstrip()) for line in lines[:2]) <= max(width, 80)
+    for text in ("qa", "wanda:0.5", "[0.400, 0.600]", "retention >= 0.95", "degraded, silent"):
+        assert text in lines[1]
+
+
+def test_nothing_is_cut_where_nothing_fits():
+    name, recipe = "a-very-long-name-of-a-task" * 4, "wanda:0.5,calib='./a-long/path.jsonl'+rtn:4"
+    text = shown({**CHECK, "task": name, "recipe": recipe}, width=80)
+    assert name in text
+    assert recipe in text.splitlines()[1]
+    assert "…" not in text
 
 
 def test_colours_only_where_they_are_wanted():

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from capcheck.explain import number
 from capcheck.reports import Results
 from capcheck.result import JSON
 
+_UNLIMITED = 10_000
 _STYLE = {"retained": "green", "degraded": "red", "undecided": "yellow", "vacuous": "dim"}
 
 
@@ -24,8 +26,9 @@ def render(results: Results, *, width: int, color: bool) -> str:
         width: columns of the terminal.
         color: whether to write escape codes for colours.
     """
+    # What is too long is left for the terminal to wrap: here it would be cut.
     console = Console(
-        file=io.StringIO(), width=max(width, 80), force_terminal=color, no_color=not color,
+        file=io.StringIO(), width=_UNLIMITED, force_terminal=color, no_color=not color,
         highlight=False, markup=False, emoji=False, legacy_windows=False,
     )  # fmt: skip
     run = results.run
@@ -35,7 +38,7 @@ def render(results: Results, *, width: int, color: bool) -> str:
         for line in _compression(log):
             console.print(Text(line))
     if results.checks:
-        console.print(_table(results.checks))
+        console.print(_table(results.checks, console, max(width, 80)))
     for line in _notes(results):
         console.print(Text(line))
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -71,33 +74,62 @@ def _share(values: Sequence[float]) -> str:
     return f"{low:.3g}" if high - low < 0.0005 else f"{low:.3g} to {high:.3g}"
 
 
-def _table(checks: Sequence[JSON]) -> Table:
+def _table(checks: Sequence[JSON], console: Console, width: int) -> Table:
+    """Return the table with as many columns as fit; task, recipe and verdict are always there."""
+    for left_out in ((), _LESS[:1], _LESS[:2], _LESS):
+        table = _columns(checks, left_out)
+        if Measurement.get(console, console.options, table).maximum <= width:
+            break
+    return table
+
+
+_LESS = ("flips", "items", "dense", "compressed")
+"""Columns that a narrow terminal does without, in this order; the JSON report has them all."""
+
+
+def _columns(checks: Sequence[JSON], left_out: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("task", "recipe"):
-        table.add_column(name, overflow="fold")
-    for name in ("dense", "compressed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("estimate", "gate", "items", "flips", "verdict"):
-        table.add_column(name, no_wrap=True)
+    names = [name for name in _COLUMNS if name not in left_out]
+    for name in names:
+        right = name in ("dense", "compressed")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     tasks = list(dict.fromkeys(check["task"] for check in checks))
     before = ""
     for check in sorted(checks, key=lambda check: tasks.index(check["task"])):
-        verdict = check["verdict"]
-        text = "degraded, silent" if check["silent_damage"] else verdict
-        task = check["task"] + ("" if check["against"] == "none" else f" / {check['against']}")
-        table.add_row(
-            "" if task == before else task,
-            check["recipe"],
-            _or_dash(check["dense"]),
-            _or_dash(check["compressed"]),
-            _estimate(check),
-            _gate(check),
-            f"{check['items']['used']}/{check['items']['available']}",
-            "" if check["metric"] == "ratio" else f"-{check['broken']} +{check['fixed']}",
-            Text(text, style=_STYLE[verdict]),
-        )
+        row = _row(check)
+        task = str(row["task"])
+        table.add_row(*("" if name == "task" and task == before else row[name] for name in names))
         before = task
     return table
+
+
+_COLUMNS = (
+    "task",
+    "recipe",
+    "dense",
+    "compressed",
+    "estimate",
+    "gate",
+    "items",
+    "flips",
+    "verdict",
+)
+
+
+def _row(check: JSON) -> dict[str, str | Text]:
+    verdict = check["verdict"]
+    text = "degraded, silent" if check["silent_damage"] else verdict
+    return {
+        "task": check["task"] + ("" if check["against"] == "none" else f" / {check['against']}"),
+        "recipe": check["recipe"],
+        "dense": _or_dash(check["dense"]),
+        "compressed": _or_dash(check["compressed"]),
+        "estimate": _estimate(check),
+        "gate": _gate(check),
+        "items": f"{check['items']['used']}/{check['items']['available']}",
+        "flips": "" if check["metric"] == "ratio" else f"-{check['broken']} +{check['fixed']}",
+        "verdict": Text(text, style=_STYLE[verdict]),
+    }
 
 
 def _or_dash(value: float | None) -> str:

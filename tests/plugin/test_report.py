@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+
 import pytest
 
 LOST = "--compress=wanda:0.5"
@@ -125,6 +130,35 @@ def test_a_log_that_is_no_terminal_is_quiet(folder):
     assert result.duration > 1.5
     assert "\r" not in result.stdout.str() + result.stderr.str()
     assert "%|" not in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals")
+def test_a_terminal_shows_progress_and_clears_it(folder):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    conftest = folder.pytester.path / "conftest.py"
+    slow = "    __import__('time').sleep(0.006 * (recipe != 'none'))\n    draw ="
+    conftest.write_text(conftest.read_text().replace("    draw =", slow))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = [sys.executable, "-m", "pytest", "--model=m", LOST, "--capcheck-items=all"]
+    command += ["--suite=none", "-k", "qa", "-p", "no:cacheprovider", "--color=no"]
+    run = subprocess.Popen(command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while some := os.read(ours, 4096):
+            text += some
+    run.wait()
+    os.close(ours)
+    shown = text.decode()
+    assert "qa [wanda:0.5]:  64%" in shown
+    assert "qa [dense]" not in shown  # what is quick is not shown
+    assert "%|" not in shown.partition("=== capcheck ===")[2]
+    assert shown.rpartition("%|")[2].partition("capcheck ===")[0].count("\r") >= 2  # cleared
 
 
 def test_long_and_strange_answers_are_cut(folder):
