@@ -303,8 +303,9 @@ class _Given:
         self._backends = (dense, compressed)
 
     def describe(self) -> dict[str, Any]:
-        """Return the dense back end's identity."""
-        return self._backends[0].identity
+        """Return the dense back end's identity and vocabulary."""
+        dense = self._backends[0]
+        return {**dense.identity, "vocabulary": dense.vocabulary}
 
     def identity(self, recipe: Recipe) -> dict[str, Any]:
         """Return which of the two it is: nothing else need tell their replies apart."""

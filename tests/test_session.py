@@ -187,6 +187,16 @@ def test_compare_needs_no_pytest_and_no_session():
         _ = compare(QA, broken, dense).drop <= 0.1
 
 
+def test_compare_knows_perplexity():
+    dense = ScriptedBackend(documents=lambda text: -1.0)
+    worse = ScriptedBackend(documents=lambda text: -3.0)
+    assert compare(TEXT, dense, dense).ratio <= 1.05
+    assert not compare(TEXT, dense, worse).ratio <= 1.05
+    babble = ScriptedBackend(documents=lambda text: -100.0)
+    with pytest.raises(VacuousError):
+        _ = compare(TEXT, babble, dense).ratio <= 1.05
+
+
 @pytest.mark.parametrize("thing", ["qa", None, ROWS])
 def test_only_a_task_is_compared(thing):
     with pytest.raises(UsageError, match=r"takes a task, not a (str|NoneType|list)"):

@@ -23,6 +23,10 @@ class Backend(Protocol):
         Weights, revision, dtype, device, versions, batch budget.
         """
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens the model chooses from."""
+
     def loglik(self, pairs: Sequence[tuple[str, str]]) -> list[Loglik]:
         """Return ln p(continuation | context) for each (context, continuation).
 

@@ -89,6 +89,11 @@ class HFBackend:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens the model chooses from."""
+        return self.encoder.vocabulary
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that can change an answer, as JSON values.

@@ -28,6 +28,7 @@ class ScriptedBackend:
         identity: what `identity` is to be; `{"backend": "scripted"}` by default.
 
     Attributes:
+        vocabulary: 1,000 tokens.
         calls: how often each method was called.
         questions: how many questions each method was asked.
         asked: every question in the order of asking, as (method, question).
@@ -57,6 +58,7 @@ class ScriptedBackend:
         self.fail_after = fail_after
         self.failure = failure or ModelError("the scripted back end was told to fail here")
         self.identity: dict[str, Any] = dict(identity or {"backend": "scripted"})
+        self.vocabulary = 1000
         self.calls: Counter[str] = Counter()
         self.questions: Counter[str] = Counter()
         self.asked: list[tuple[str, Any]] = []

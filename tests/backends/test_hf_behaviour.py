@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
+from capcheck import compare, perplexity
 from capcheck.backends.hf import HFBackend
-from capcheck.errors import ModelError, UsageError
+from capcheck.errors import ModelError, UsageError, VacuousError
 from tests.plain import (
     LOUD,
     PAIRS,
@@ -21,7 +22,7 @@ from tests.plain import (
     plain_logits,
     plain_loglik,
 )
-from tests.tiny import CONTEXT, TEXT, tiny_model, tiny_tokenizer
+from tests.tiny import CONTEXT, TEXT, VOCABULARY, tiny_model, tiny_tokenizer
 
 # --- documents ------------------------------------------------------------------------------------
 
@@ -301,3 +302,13 @@ def test_bfloat16_is_scored_in_float32():
     for got, pair in zip(HFBackend(model, TOKENIZER).loglik(PAIRS), PAIRS, strict=True):
         assert got.nats == pytest.approx(plain_loglik(model, *pair), rel=0.05, abs=0.5)
         assert torch.tensor(got.nats).bfloat16().item() != got.nats
+
+
+def test_two_back_ends_are_compared_in_perplexity():
+    dense = HFBackend(tiny_model("llama"), tiny_tokenizer())
+    other = dense.with_model(tiny_model("llama", seed=1))
+    texts = perplexity([{"text": f"the cat {i} sat on the mat"} for i in range(40)], name="text")
+    # Random weights predict worse than a guess among all tokens, so there is nothing to lose.
+    with pytest.raises(VacuousError, match="not shown to be better than guessing tokens"):
+        _ = compare(texts, dense, other).ratio <= 1.05
+    assert dense.vocabulary == VOCABULARY
