@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capcheck.result import Claim, Flip, Gate, Interval, Verdict
+from capcheck.result import Flip, Gate, Interval, Verdict
 
 _WIDTH = 60
 
@@ -15,14 +15,11 @@ def headline(gate: Gate) -> str:
     return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}"
 
 
-def explain(
-    gate: Gate, *, confidence: float, command: str = "", examples: bool = True
-) -> list[str]:
+def explain(gate: Gate, *, command: str = "", examples: bool = True) -> list[str]:
     """Return what there is to say of a gate, a line each.
 
     Args:
         gate: the gate.
-        confidence: that of the settings, for the interval.
         command: what runs the test again; left out if empty.
         examples: whether to show broken items with both answers.
     """
@@ -39,7 +36,7 @@ def explain(
     if gate.estimate is not None:
         lines.append(
             f"  {gate.claim.metric:<11} {interval(gate.estimate)}, "
-            f"each bound at {confidence:.0%} confidence"
+            f"each bound at {gate.confidence * 100:.6g}% confidence"
         )
     if gate.claim.metric != "ratio" and gate.compressed is not None:
         lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed")
@@ -69,11 +66,6 @@ def number(value: float) -> str:
 def interval(found: Interval) -> str:
     """Return `0.912 [0.880, 0.941]`."""
     return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
-
-
-def claim_of(claim: Claim) -> str:
-    """Return the claim as the summary shows it."""
-    return "items" if claim.threshold is None else str(claim)
 
 
 def _items(gate: Gate) -> str:

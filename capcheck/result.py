@@ -123,6 +123,7 @@ class Gate:
         perplexity: the perplexity ratio of the recipe, where it was measured.
         silent: the gate is degraded while perplexity is within its tolerance.
         seconds: wall time that the gate took.
+        confidence: of the verdict and of each bound; a marker may have raised it.
         examples: the first items that broke, with both answers.
     """
 
@@ -144,6 +145,7 @@ class Gate:
     perplexity: Interval | None = None
     silent: bool = False
     seconds: float = 0.0
+    confidence: float = 0.95
     examples: tuple[Flip, ...] = ()
 
     def to_json(self) -> JSON:
@@ -165,6 +167,7 @@ class Gate:
             "broken": self.broken,
             "fixed": self.fixed,
             "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
+            "confidence": self.confidence,
             "needed": self.needed,
             "reason": self.reason,
             "perplexity_ratio": self.perplexity.value if self.perplexity is not None else None,

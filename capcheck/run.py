@@ -124,7 +124,7 @@ class Run:
         check = item.stash.get(_CHECK, None)
         # A fixture may hold gates too; those of a set-up that went well are settled by the test.
         if check is not None and not (report.when == "setup" and report.passed):
-            gates = _settled(check.gates[item.stash[_SHOWN] :], error, self.settings)
+            gates = _settled(check.gates[item.stash[_SHOWN] :], error, self.settings_of(item))
             item.stash[_SHOWN] = len(check.gates)
             found["gates"] = [gate.to_json() for gate in gates]
             found["records"] = [record.to_json() for record in self.session().records]
@@ -142,7 +142,7 @@ class Run:
         for gate in gates:
             if gate.verdict is not Verdict.RETAINED:
                 command = self._again(item)
-                lines += explain(gate, confidence=self.settings.confidence, command=command)
+                lines += explain(gate, command=command)
         if lines:
             report.sections.append(("capcheck", "\n".join(lines)))
 
@@ -227,7 +227,7 @@ class Run:
         if gate is None:
             return None
         # pytest cuts long explanations; the report's section has the answers and the command.
-        return explain(gate, confidence=self.settings.confidence, examples=False)
+        return explain(gate, examples=False)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in what a test found; in the controller the reports of all workers come by."""
@@ -237,7 +237,7 @@ class Run:
         found = loads(text)
         self._results.add(report.nodeid, found)
         lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
-        if lost and report.passed and not hasattr(report, "wasxfail"):
+        if lost and not report.failed and not hasattr(report, "wasxfail"):
             self._unheeded.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -323,7 +323,7 @@ def _settled(gates: list[Gate], error: BaseException | None, settings: Settings)
     A test that failed with no other gate failing failed for its broken items. One that broke off,
     by a skip or an error, has decided nothing about them.
     """
-    failing = {Verdict.DEGRADED}
+    failing = {Verdict.DEGRADED, Verdict.VACUOUS}
     if settings.undecided == "fail":
         failing.add(Verdict.UNDECIDED)
     elsewhere = any(gate.verdict in failing and gate.reason != PENDING for gate in gates)

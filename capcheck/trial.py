@@ -81,12 +81,14 @@ class Trial:
 
     def broken(self) -> tuple[Flip, ...]:
         """Ask every item and return what broke; record a gate of the metric `items`."""
+        started = time.monotonic()
         asked = self._ask(len(self._units))
         claim = Claim("items", None)
         if not self._shown(claim, asked):
             self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
-        self._finish(self._beside(gate))
+        gate = self._beside(gate)
+        self._finish(replace(gate, seconds=time.monotonic() - started))
         return self._flips(asked)[0]
 
     def fixed(self) -> tuple[Flip, ...]:
@@ -210,12 +212,12 @@ class Trial:
         reason: str = "",
         needed: int | None = None,
     ) -> Gate:
-        both = [i for i in asked if i in self._scores[1]]
-        broken, fixed = self._flips(both) if "ratio" not in self._task.metrics else ((), ())
-        dense, compressed = (
-            _mean(self._task, [s[i] for i in asked if i in s]) for s in self._scores
-        )
-        unparsable = [sum(side[i].unparsable for i in asked if i in side) for side in self._scores]
+        # A side of which only some items are known (from an earlier gate) is not spoken of.
+        sides = [[s[i] for i in asked] if s.keys() >= set(asked) else [] for s in self._scores]
+        paired = all(sides) and "ratio" not in self._task.metrics
+        broken, fixed = self._flips(asked) if paired else ((), ())
+        dense, compressed = (_mean(self._task, scores) for scores in sides)
+        unparsable = [sum(score.unparsable for score in scores) for scores in sides]
         return Gate(
             task=self._task.name,
             recipe=str(self._recipe),
@@ -232,6 +234,7 @@ class Trial:
             unparsable=(unparsable[0], unparsable[1]),
             needed=needed,
             reason=reason,
+            confidence=self._settings.confidence,
             examples=broken[:_SHOWN],
         )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from capcheck.explain import claim_of, explain, headline, number
+from capcheck.explain import explain, headline, number
 from capcheck.result import Claim, Flip, Gate, Interval, Score, Verdict
 from capcheck.rows import Item
 
@@ -29,7 +29,7 @@ GATE = Gate(
 
 
 def said(gate, **options):
-    return explain(gate, confidence=0.95, **options)
+    return explain(gate, **options)
 
 
 def test_a_degraded_gate():
@@ -102,7 +102,12 @@ def test_examples_are_short_and_on_one_line():
 def test_broken_items():
     gate = replace(GATE, claim=Claim("items", None), estimate=None)
     assert headline(gate) == "qa[wanda:0.5]: no broken item that matters is degraded"
-    assert claim_of(gate.claim) == "items"
+
+
+@pytest.mark.parametrize(("confidence", "shown"), [(0.9, "90"), (0.995, "99.5"), (0.999, "99.9")])
+def test_the_confidence_is_that_of_the_gate(confidence, shown):
+    (line,) = (x for x in said(replace(GATE, confidence=confidence)) if "confidence" in x)
+    assert line.endswith(f"each bound at {shown}% confidence")
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,18 @@ def test_a_threshold_that_cannot_fail_or_hold():
     assert [str(g.verdict) for g in trials.gates] == ["retained", "degraded", "degraded"]
 
 
+def test_a_gate_speaks_of_no_side_that_it_did_not_ask():
+    trials = Trials(lambda recipe, n: n % 4 == 0)
+    comparison = trials.compare()
+    assert comparison.retention >= 0.2
+    assert trials.count("rtn:4") < 1000
+    with pytest.raises(VacuousError):
+        _ = comparison.drop <= 0.5
+    gate = trials.gates[1]
+    assert (gate.used, gate.dense) == (1000, 0.25)
+    assert (gate.compressed, gate.broken, gate.fixed) == (None, 0, 0)
+
+
 def test_chance_is_taken_off():
     rows = [{"prompt": f"q {i}", "choices": ["right", "wrong"], "answer": 0} for i in range(1000)]
     pick = choices(rows, name="pick")

@@ -93,6 +93,17 @@ def test_a_loss_that_the_test_swallows(folder, body):
     result.stdout.fnmatch_lines(["test_team.py::test_it?wanda:0.5? has a degraded gate and did*"])
 
 
+def test_a_loss_in_a_test_that_skips_itself(folder):
+    folder.write(
+        "def test_it(capability):\n    if not capability(QA).retention >= 0.99:\n"
+        f"        pytest.skip('later')\n{RETAINED}"
+    )
+    result = folder.run(LOST)
+    result.assert_outcomes(passed=1, skipped=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["test_team.py::test_it?wanda:0.5? has a degraded gate and did*"])
+
+
 def test_no_check_collected(folder):
     assert code(folder, KEPT, "-k", "nothing") == 5
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 LOST = "--compress=wanda:0.5"
@@ -189,6 +191,47 @@ def test_broken_fails_under_undecided_fail_only_where_it_is_at_fault(folder):
     body = "c = capability(FEW)\nassert c.broken == ()\nassert c.retention >= 0.9"
     found = gates(folder, body, KEPT, "--capcheck-undecided=fail")
     assert [gate["verdict"] for gate in found] == ["undecided", "undecided"]
+
+
+def test_broken_is_not_at_fault_where_a_marker_lets_another_gate_fail(folder):
+    folder.write(
+        """
+@pytest.mark.capcheck(undecided="fail")
+def test_undecided(capability):
+    c = capability(FEW)
+    assert c.broken is not None
+    assert c.retention >= 0.9
+
+@pytest.mark.capcheck(vacuous="fail")
+def test_vacuous(capability):
+    assert capability(QA).broken is not None
+    assert capability(NONE).retention >= 0.9
+"""
+    )
+    found = folder.report(KEPT)["checks"]
+    items = [gate for gate in found if gate["metric"] == "items"]
+    assert [(gate["verdict"], gate["reason"]) for gate in items] == [
+        ("undecided", "the test failed at another gate")
+    ] * 2
+    folder.run(KEPT).assert_outcomes(failed=2)
+
+
+def test_broken_takes_its_time(folder):
+    file = folder.log / "out.json"
+    folder.write("def test_it(capability):\n    assert not capability(QA).broken\n")
+    folder.run(KEPT, f"--capcheck-json={file}")
+    assert json.loads(file.read_text())["checks"][0]["seconds"] > 0
+
+
+def test_the_confidence_shown_is_that_of_the_marker(folder):
+    folder.write(
+        "@pytest.mark.capcheck(confidence=0.999)\n"
+        "def test_it(capability):\n    assert capability(QA).retention >= 0.99\n"
+    )
+    result = folder.run(LOST)
+    result.stdout.fnmatch_lines(["*E *each bound at 99.9% confidence"])
+    assert "95% confidence" not in result.stdout.str()
+    assert folder.report(LOST)["checks"][0]["confidence"] == 0.999
 
 
 def test_against_another_recipe(folder):
