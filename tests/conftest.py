@@ -7,4 +7,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytester forgets the modules that an inner run imports; these cannot be imported a second time.
 import numpy  # noqa: F401
-import torch  # noqa: F401
+import torch
+import torch._dynamo  # noqa: F401
