@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from capcheck.errors import UsageError
 from capcheck.recipe import Step
-from capcheck.rows import read_file, read_folder
+from capcheck.rows import files_of, read_file
 
 
 def token_ids(
@@ -131,28 +131,38 @@ def _own(seed: int, tokenizer: Any, wanted: int) -> list[int]:
         count, before = 2 * count, len(texts)
 
 
-def _documents(step: Step, data: Path | None) -> list[str]:
+def files(step: Step, data: Path | None) -> list[Path]:
+    """Return the files that a step's `calib` names; none where it is the package's own text.
+
+    Raises:
+        UsageError: they are not there.
+    """
     name = str(step["calib"])
+    if name == "own":
+        return []
     if name.endswith((".txt", ".jsonl")):
-        path = Path(name)
-        if not path.is_file():
+        if not Path(name).is_file():
             raise UsageError(f"step {str(step)!r}: there is no calibration file {name}")
-        place, rows = path.parent, read_file(path)
-    elif data is None:
+        return [Path(name)]
+    if data is None:
         raise UsageError(
             f"step {str(step)!r}: calib={name} names a data set, and no data folder is given; "
             f"give the folder that holds {name}/*.jsonl with --capcheck-data=DIR, "
             "or name a file (calib=text.jsonl)"
         )
-    else:
-        place, rows = data / name, read_folder(name, data)
-    for row, origin in rows:
-        if not isinstance(row.get("text"), str):
-            raise UsageError(
-                f"step {str(step)!r}: {place / origin}: this row has no 'text' to calibrate on; "
-                f"its fields are {', '.join(map(str, row)) or 'none'}"
-            )
-    documents = [str(row["text"]) for row, _ in rows]
+    return files_of(name, data)
+
+
+def _documents(step: Step, data: Path | None) -> list[str]:
+    documents = []
+    for file in files(step, data):
+        for row, origin in read_file(file):
+            if not isinstance(row.get("text"), str):
+                raise UsageError(
+                    f"step {str(step)!r}: {file.parent / origin}: this row has no 'text' to "
+                    f"calibrate on; its fields are {', '.join(map(str, row)) or 'none'}"
+                )
+            documents.append(str(row["text"]))
     random.Random(int(step["seed"])).shuffle(documents)
     return documents
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from capcheck import __version__, calibrate
+from capcheck import __version__, calibrate, corpus
 from capcheck.backends import hub, loading
-from capcheck.backends.hf import HFBackend
+from capcheck.backends.hf import HFBackend, out_of_memory
 from capcheck.backends.identity import device_name
 from capcheck.blocks import find_matrices
-from capcheck.errors import CapcheckError, UsageError
-from capcheck.recipe import Recipe
+from capcheck.errors import CapcheckError, ModelError, UsageError
+from capcheck.recipe import Recipe, Step
 from capcheck.result import CompressionLog
 from capcheck.settings import Settings
 from capcheck.turn import Turn
@@ -35,6 +35,7 @@ _COMPRESSING = (
     "blocks.py",
     "corpus.py",
     "replay.py",
+    "rows.py",
 )
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -79,6 +80,9 @@ class DeviceModels:
         """Find out, without loading weights, whether the model and the recipes can work."""
         for recipe in recipes:
             calibrate.check(recipe, self._prepared.empty)
+            for step in recipe:
+                if step.signature.calibrated:
+                    corpus.files(step, self._settings.data)
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of the model."""
@@ -106,7 +110,7 @@ class DeviceModels:
         if recipe:
             known["recipe"] = str(recipe)
             known["calibration"] = [
-                _calibration_digest(str(step["calib"]), self._settings.data)
+                _calibration_digest(step, self._settings.data)
                 for step in recipe
                 if step.signature.calibrated
             ]
@@ -135,10 +139,19 @@ class DeviceModels:
         try:
             if label not in self._kept:
                 self._kept[label] = self._built(recipe, control)
+            self._place(label)
         except CapcheckError as error:
             self._failed[label] = error
             raise
-        self._place(label)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            self._failed[label] = ModelError(
+                f"out of memory on {self._prepared.device} while the model of {label} was made; "
+                "free memory there, calibrate on less (n=32), or use another device "
+                "(--capcheck-device) or dtype (--capcheck-dtype=bfloat16)"
+            )
+            raise self._failed[label] from error
         return self._kept[label]
 
     def log(self, recipe: Recipe) -> CompressionLog:
@@ -150,12 +163,16 @@ class DeviceModels:
     def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
         """Return, for each compressed matrix, the most nonzeros in any m consecutive inputs.
 
+        Where steps have an N:M pattern, of the matrices that they prune: a step without one may
+        compress others, such as the head.
+
         Raises:
             UsageError: m does not divide a matrix's inputs.
         """
         model = self.backend(recipe).model
         found: dict[str, int] = {}
-        for step in recipe:
+        patterned = [step for step in recipe if step.sparsity is not None and step.sparsity.m]
+        for step in patterned or recipe:
             for matrix in find_matrices(model, step):
                 weight = matrix.read()  # [outputs, inputs]
                 if weight.shape[1] % m:
@@ -257,12 +274,9 @@ def _code_digest(parts: Sequence[str]) -> str:
     return found.hexdigest()[:16]
 
 
-def _calibration_digest(source: str, data: Path | None) -> str:
+def _calibration_digest(step: Step, data: Path | None) -> str:
     """Return a digest of the text that `calib` names, as far as it lies in files."""
-    places = [Path(source)] if Path(source).is_file() else []
-    if data is not None and not places:
-        places = sorted((data / source).glob("*")) if (data / source).is_dir() else []
-    found = hashlib.sha256(source.encode())
-    for place in places:
-        found.update(place.read_bytes())
+    found = hashlib.sha256(str(step["calib"]).encode())
+    for file in corpus.files(step, data):
+        found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]

@@ -117,12 +117,12 @@ class Source:
                 raise UsageError(f"task {task!r}: there is no file {path}")
             return read_file(path)
         if data is not None:
-            return read_folder(name.as_posix(), data)
+            return [row for file in files_of(name.as_posix(), data) for row in read_file(file)]
         return _download(task, name.as_posix(), self.split)
 
 
-def read_folder(name: str, data: Path) -> list[tuple[Row, str]]:
-    """Read the rows of a data set kept as `data/<name>/*.jsonl` (or `*.txt`, or one such file).
+def files_of(name: str, data: Path) -> list[Path]:
+    """Return the files of a data set kept as `data/<name>/*.jsonl` (or `*.txt`, or one such file).
 
     Raises:
         UsageError: the folder holds no such data set (the message names those it holds).
@@ -137,7 +137,7 @@ def read_folder(name: str, data: Path) -> list[tuple[Row, str]]:
             f"({name}/*.jsonl){nearest(name, known)}"
             + (f"; it has {', '.join(known)}" if known else "; it is empty or not there")
         )
-    return [row for file in files for row in read_file(file)]
+    return files
 
 
 def read_file(path: Path) -> list[tuple[Row, str]]:

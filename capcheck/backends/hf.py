@@ -247,7 +247,7 @@ class HFBackend:
             with torch.inference_mode(), quiet():
                 yield
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise ModelError(
                 f"out of memory on {device_name(self.device)} ({self.device.type}) with batches "
@@ -270,7 +270,8 @@ def _not_finite(what: str) -> ModelError:
     )
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)  # the CPU and MPS allocators raise a plain RuntimeError

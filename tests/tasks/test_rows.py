@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from capcheck import UsageError, generation, perplexity
-from capcheck.rows import read_file, read_folder
+from capcheck.rows import read_file, files_of
 
 ROWS = [{"prompt": "one", "answers": "1"}, {"prompt": "two", "answers": ["2", "II"]}]
 
@@ -163,9 +163,9 @@ def test_a_data_set_of_text_is_cut_into_documents(tmp_path):
 def test_a_data_set_that_is_not_there_names_those_that_are(tmp_path):
     written(tmp_path / "numbers" / "test.jsonl")
     with pytest.raises(UsageError, match=r"no data set 'nubmers'.*did you mean 'numbers'.*it has"):
-        read_folder("nubmers", tmp_path)
+        files_of("nubmers", tmp_path)
     with pytest.raises(UsageError, match="empty or not there"):
-        read_folder("numbers", tmp_path / "no")
+        files_of("numbers", tmp_path / "no")
 
 
 def test_read_file_of_a_folder_is_a_usage_error(tmp_path):

@@ -1,0 +1,90 @@
+"""What is known of models before they are loaded, and what building them can meet."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from capcheck import calibrate
+from capcheck.device import DeviceModels
+from capcheck.errors import ModelError, UsageError
+from capcheck.recipe import Recipe
+from capcheck.settings import Settings
+from tests.tiny import save, tiny_model, tiny_tokenizer
+
+TEXTS = [{"text": f"The cat {i} sat on the mat and looked at the old dog."} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model"), tiny_model("llama"), tiny_tokenizer())
+
+
+def models(folder, **settings):
+    return DeviceModels(Settings(model=str(folder), device="cpu", **settings))
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", ["own_texts/train.jsonl", "own_texts.jsonl", "own_texts.txt"])
+def test_a_changed_calibration_text_is_another_model(folder, tmp_path, name):
+    recipe = Recipe.parse("wanda:0.5,calib=own_texts,n=4,length=16")
+    write(tmp_path / name, TEXTS)
+    first = models(folder, data=tmp_path).identity(recipe)
+    assert models(folder, data=tmp_path).identity(recipe) == first
+    write(tmp_path / name, TEXTS[1:])
+    assert models(folder, data=tmp_path).identity(recipe) != first
+
+
+def test_a_folder_among_calibration_texts_is_no_text(folder, tmp_path):
+    write(tmp_path / "texts" / "train.jsonl", TEXTS)
+    (tmp_path / "texts" / "raw").mkdir()
+    found = models(folder, data=tmp_path)
+    found.identity(Recipe.parse("wanda:0.5,calib=texts"))
+
+
+@pytest.mark.parametrize(
+    ("calib", "says"),
+    [
+        ("no.txt", r"there is no calibration file no\.txt"),
+        ("texst", r"has no data set 'texst' .*did you mean 'texts'"),
+    ],
+)
+def test_a_calibration_text_that_is_not_there_is_known_before_weights(
+    folder, tmp_path, calib, says
+):
+    write(tmp_path / "texts" / "train.jsonl", TEXTS)
+    with pytest.raises(UsageError, match=says):
+        models(folder, data=tmp_path).check([Recipe.parse(f"rtn:4+wanda:0.5,calib={calib}")])
+    models(folder, data=tmp_path).check([Recipe.parse("wanda:0.5,calib=texts")])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no more")]
+)
+def test_memory_that_runs_out_while_compressing_is_said_in_a_sentence(folder, monkeypatch, error):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(calibrate, "compress", full)
+    found = models(folder)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"^out of memory on cpu while the model of rtn:4 was"):
+            found.backend(Recipe.parse("rtn:4"))
+    found.close()
+
+
+def test_a_pattern_is_looked_for_where_it_was_pruned(folder):
+    found = models(folder)
+    kept = found.max_kept(Recipe.parse("magnitude:2:4+rtn:8,head=true,embeddings=true"), 4)
+    assert len(kept) == 14
+    assert set(kept.values()) == {2}
+    dense = found.max_kept(Recipe.parse("rtn:8,head=true"), 4)
+    assert len(dense) == 15
+    assert set(dense.values()) == {4}
+    found.close()
