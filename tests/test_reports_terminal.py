@@ -49,7 +49,7 @@ def test_tasks_stand_together_and_the_reference_is_named():
         {**CHECK, "against": "wanda:2:4", "silent_damage": False},
     ).splitlines()
     assert sum(line.startswith("qa") for line in lines) == 2
-    assert [line.split("  ")[0] for line in lines[1:5]] == ["qa", "", "qa / wanda:2:4", "other"]
+    assert [line.split("  ")[0] for line in lines[1:5]] == ["other", "qa", "", "qa / wanda:2:4"]
 
 
 def test_other_metrics():
@@ -78,6 +78,10 @@ def test_what_compression_did():
         "skipped": [{"name": f"conv{i}", "reason": "has three dimensions"} for i in range(7)],
         "fallbacks": ["block 3: a singular Hessian"],
     }
+    text = shown(logs=[log])
+    # Zeros that rounding made are not called sparsity; those of a pruning step before it are.
+    assert "2 matrices, 4.25 bits a weight" in text
+    log["layers"] = [{"name": n, "sparsity": 0.4, "bits": None} for n in "ab"] + log["layers"]
     text = shown(logs=[log])
     assert "2 matrices, sparsity 0.4 to 0.6, 4.25 bits a weight" in text
     assert text.count("has three dimensions") == 5
@@ -134,3 +138,14 @@ def test_colours_only_where_they_are_wanted():
 
 def test_names_are_no_markup():
     assert "[bold]x[/] :smile:" in shown({**CHECK, "task": "[bold]x[/] :smile:"})
+
+
+def test_what_was_not_asked_has_no_flips():
+    check = {**CHECK, "verdict": "vacuous", "compressed": None, "estimate": None}
+    assert "-0 +0" not in shown({**check, "silent_damage": False, "broken": 0, "fixed": 0})
+
+
+def test_a_gate_at_its_threshold_is_not_told_to_ask_more():
+    check = {**CHECK, "verdict": "undecided", "silent_damage": False, "needed": 900_000}
+    assert "lies at its threshold" in shown(check)
+    assert "would take about 500 items" in shown({**check, "needed": 500})

@@ -56,7 +56,9 @@ def _compression(log: JSON) -> list[str]:
     final = {layer["name"]: layer for layer in log["layers"]}
     sparsity = _share([layer["sparsity"] for layer in final.values()])
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
-    parts = [f"{len(final)} matrices", f"sparsity {sparsity}"]
+    parts = [f"{len(final)} matrices"]
+    if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
+        parts.append(f"sparsity {sparsity}")
     if bits:
         parts.append(f"{_share(bits)} bits a weight")
     if log["bytes_dense"]:
@@ -93,9 +95,12 @@ def _columns(checks: Sequence[JSON], left_out: Sequence[str]) -> Table:
     for name in names:
         right = name in ("dense", "compressed")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    tasks = list(dict.fromkeys(check["task"] for check in checks))
+    # By file and task, whatever order the tests ran in; recipes stay as they came.
+    files: dict[str, str] = {}
+    for check in checks:
+        files.setdefault(check["task"], check["nodeid"].partition("::")[0])
     before = ""
-    for check in sorted(checks, key=lambda check: tasks.index(check["task"])):
+    for check in sorted(checks, key=lambda check: (files[check["task"]], check["task"])):
         row = _row(check)
         task = str(row["task"])
         table.add_row(*("" if name == "task" and task == before else row[name] for name in names))
@@ -127,9 +132,16 @@ def _row(check: JSON) -> dict[str, str | Text]:
         "estimate": _estimate(check),
         "gate": _gate(check),
         "items": f"{check['items']['used']}/{check['items']['available']}",
-        "flips": "" if check["metric"] == "ratio" else f"-{check['broken']} +{check['fixed']}",
+        "flips": _flips(check),
         "verdict": Text(text, style=_STYLE[verdict]),
     }
+
+
+def _flips(check: JSON) -> str:
+    if check["metric"] == "ratio":
+        return ""
+    # A vacuous gate did not ask the compressed model.
+    return "-" if check["compressed"] is None else f"-{check['broken']} +{check['fixed']}"
 
 
 def _or_dash(value: float | None) -> str:
@@ -166,14 +178,20 @@ def _notes(results: Results) -> list[str]:
             f"control (dense against itself): {flips} flips in {asked} items"
             + (", the noise floor of every comparison above" if flips else "")
         )
-    for check in results.checks:
-        if check["verdict"] == "undecided" and check["needed"]:
-            lines.append(
-                f"undecided: {check['task']}[{check['recipe']}] would take about "
-                f"{check['needed']} items ({check['items']['available']} there are)"
-            )
+    lines += [_to_settle(c) for c in results.checks if c["verdict"] == "undecided" and c["needed"]]
     counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
     if counts:
         total = len(results.checks)
         lines.append(f"{total} gate{'s' if total != 1 else ''}: {', '.join(counts)}")
     return lines
+
+
+def _to_settle(check: JSON) -> str:
+    name, needed = f"{check['task']}[{check['recipe']}]", check["needed"]
+    available = check["items"]["available"]
+    if needed > _HOPELESS * available:
+        return f"undecided: {name} lies at its threshold, more items would hardly settle it"
+    return f"undecided: {name} would take about {needed} items ({available} there are)"
+
+
+_HOPELESS = 50  # times the items there are

@@ -175,7 +175,7 @@ def test_faults_known_without_weights(
 ) -> None:
     cases = [
         ("./nowhere", "rtn:8", r"no folder \./nowhere"),
-        ("nobody/no-such-model", "rtn:8", "nobody/no-such-model.*(hub|offline)"),
+        ("nobody/no-such-model", "rtn:8", "nobody/no-such-model.*(hub|offline|OFFLINE)"),
         (model, "wanda:3:7", r"3:7.*does not divide.*model\.layers\.0"),
         (model, "rtn:4,group=48", r"group=48.*does not divide.*model\.layers\.0"),
     ]
