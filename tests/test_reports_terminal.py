@@ -44,7 +44,7 @@ def test_a_row_a_gate_and_what_it_means():
 def test_tasks_stand_together_and_the_reference_is_named():
     lines = shown(
         {**CHECK, "silent_damage": False},
-        {**CHECK, "task": "story", "silent_damage": False},
+        {**CHECK, "task": "other", "silent_damage": False},
         {**CHECK, "recipe": "rtn:4", "silent_damage": False},
         {**CHECK, "against": "wanda:2:4", "silent_damage": False},
     ).splitlines()
@@ -74,10 +74,7 @@ def test_what_compression_did():
     assert "wanda:0.5: 1 matrices, sparsity 0.5, 75% of the bytes, in 1.3 s" in shown(logs=[LOG])
     log = {
         **LOG,
-        "layers": [
-            {"name": n, "sparsity": s, "bits": b}
-            for n, s, b in (("a", 0.4, None), ("b", 0.6, 4.25))
-        ],
+        "layers": [{"name": n, "sparsity": s, "bits": 4.25} for n, s in (("a", 0.4), ("b", 0.6))],
         "skipped": [{"name": f"conv{i}", "reason": "has three dimensions"} for i in range(7)],
         "fallbacks": ["block 3: a singular Hessian"],
     }
