@@ -82,9 +82,13 @@ class Source:
             Item(str(row.get("id", position)), row, origin)
             for position, (row, origin) in enumerate(rows)
         ]
-        twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
-        if twice:
-            raise UsageError(f"task {task!r}: the id {twice[0]!r} is given to more than one item")
+        first: dict[str, Item] = {}
+        for item in items:
+            other = first.setdefault(item.id, item)
+            if other is not item:
+                raise UsageError(
+                    f"task {task!r}: {other.origin} and {item.origin} have the same id {item.id!r}"
+                )
         if not items:
             raise UsageError(f"task {task!r} has no items: {self._where()} is empty")
         for wanted in self.filters:

@@ -32,7 +32,7 @@ class Unparsable(Exception):  # noqa: N818 - a scorer says so of an answer; noth
     """
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Task(ABC):
     """Items, a prompt, and how an answer is scored.
 
@@ -69,6 +69,8 @@ class Task(ABC):
             items = self.source.read(self.name, data)
             for item in items:
                 self.check(item)
+                if self.cluster is not None and self.cluster not in item:
+                    raise self.wrong(item, f"it has no field {self.cluster!r} to be grouped by")
             self._read[data] = items
         return self._read[data]
 
@@ -119,6 +121,13 @@ class Task(ABC):
         """Return an error that names the task, the row and what is wrong with it."""
         fields = ", ".join(map(str, item.fields))
         return UsageError(f"task {self.name!r}, {item.origin}: {what}; its fields are {fields}")
+
+    def wanted(self, item: Item) -> str:
+        """Return an accepted answer for a person to read; empty where only the scorer knows."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
 
     def chance(self, item: Item) -> float:
         """Return the score that guessing gets on an item, 0 to 1 (exclusive)."""

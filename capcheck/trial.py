@@ -113,8 +113,8 @@ class Trial:
                 break
             if not able:
                 # Asking the compressed model is worth it only where dense can do the task at all.
-                able = self._shown(claim, self._ask(units, side=0), looks)
-                everything = asked if able else self._ask(looks[-1], side=0)
+                able = self._shown(claim, self._ask_reference(looks, units), looks)
+                everything = asked if able else self._ask_reference(looks, looks[-1])
                 if not able and not self._shown(claim, everything, looks):
                     return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
                 able = True
@@ -277,12 +277,25 @@ class Trial:
                     )
         return asked
 
+    def _ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
+        """Ask the reference alone, a look at a time: in the batches that the other side will see.
+
+        A compressed reference is asked all at once: one compressed model is kept at a time, so
+        going back and forth would make each of the two anew at every look.
+        """
+        last = looks[-1] if self._against else units
+        return [self._ask(look, side=0) for look in looks if look <= last][looks.index(units)]
+
     def _flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
         first, second = self._scores
-        flips = [Flip(self._items[i], first[i], second[i]) for i in sorted(asked)]
+        flips = [self._flip(self._items[i], first[i], second[i]) for i in sorted(asked)]
         broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
         fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
         return broken, fixed
+
+    def _flip(self, item: Item, dense: Score, compressed: Score) -> Flip:
+        question = self._task.prompt_of(item).removeprefix(self._task.header)
+        return Flip(item, dense, compressed, question, self._task.wanted(item))
 
     def _arrays(
         self, asked: Sequence[int]

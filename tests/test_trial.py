@@ -193,6 +193,37 @@ def test_against_a_recipe_the_dense_model_is_not_asked():
     assert trials.gates[0].against == "rtn:8"
 
 
+def pieces(trials, monkeypatch):
+    """Return the list that notes which recipe is asked how many items at a time."""
+    found, replies = [], trials.session.replies
+
+    def noted(recipe, task, items, **options):
+        if items:
+            found.append((str(recipe), len(items)))
+        return replies(recipe, task, items, **options)
+
+    monkeypatch.setattr(trials.session, "replies", noted)
+    return found
+
+
+def test_both_sides_are_asked_in_the_same_pieces(monkeypatch):
+    trials = Trials(lambda recipe, n: n % 25 == 0)
+    found = pieces(trials, monkeypatch)
+    assert trials.compare().retention >= 0.95
+    dense, compressed = ([n for name, n in found if name == side] for side in ("none", "rtn:4"))
+    assert dense == [64, 64, 128, 256, 488]
+    assert compressed == dense[: len(compressed)]
+
+
+def test_a_compressed_reference_is_not_made_again_at_every_look(monkeypatch):
+    trials = Trials(lossy(0.1))
+    found = pieces(trials, monkeypatch)
+    assert trials.compare(against=Recipe.parse("rtn:8")).retention >= 0.95
+    order = [name for name, _ in found]
+    assert order == sorted(order, reverse=True)
+    assert set(order) == {"rtn:8", "rtn:4"}
+
+
 def test_perplexity():
     trials = Trials()
     assert trials.compare(TEXT).ratio <= 1.05

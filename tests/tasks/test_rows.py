@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from capcheck import UsageError, generation, perplexity
-from capcheck.rows import read_file, files_of
+from capcheck.rows import files_of, read_file
 
 ROWS = [{"prompt": "one", "answers": "1"}, {"prompt": "two", "answers": ["2", "II"]}]
 
@@ -86,12 +86,12 @@ def test_zero_items_are_an_error(tmp_path, rows):
 
 def test_an_id_given_twice_is_an_error():
     rows = [{"id": "a", **ROWS[0]}, {"id": "b", **ROWS[0]}, {"id": "a", **ROWS[1]}]
-    with pytest.raises(UsageError, match="the id 'a' is given to more than one item"):
+    with pytest.raises(UsageError, match="item 0 and generation item 2 have the same id 'a'"):
         _ = generation(rows).items
 
 
 def test_an_id_that_is_another_rows_position_is_an_error():
-    with pytest.raises(UsageError, match="the id '1' is given"):
+    with pytest.raises(UsageError, match="item 0 and generation item 1 have the same id '1'"):
         _ = generation([{"id": 1, **ROWS[0]}, ROWS[1]]).items
 
 

@@ -159,3 +159,8 @@ def test_a_decorated_scorer_is_a_task_with_its_name():
     assert digits.max_tokens == 5
     assert digits.score(digits.items[0], {"text": "it is 1", "finished": True}).value == 1.0
     assert digits.where(lang="fr").name == "digits-fr"
+
+
+def test_a_cluster_that_no_row_names_is_an_error_and_not_one_large_cluster():
+    with pytest.raises(UsageError, match=r"item 2: it has no field 'page' to be grouped by"):
+        _ = made([{**ROWS[0], "page": 1}, {**ROWS[1], "page": 1}, ROWS[2]], cluster="page").items
