@@ -147,7 +147,13 @@ def pytest_configure(config: pytest.Config) -> None:
             _need_model(given)
             return
         if given["model"].standing and "compress" not in given:
-            return  # a project's standing choice of model makes not every run a check
+            # A project's standing choice of model makes not every run a check.
+            if "suite" in given and not given["suite"].standing:
+                raise UsageError(
+                    f"{given['suite'].where} is given without --compress=RECIPE: say what to "
+                    "compare with the dense model, for example --compress=wanda:0.5"
+                )
+            return
         settings = resolve(given)
         if not settings.compress:
             raise UsageError(

@@ -66,6 +66,9 @@ def test_other_metrics():
 def test_the_control():
     none = {**CHECK, "recipe": "none", "verdict": "retained", "silent_damage": False}
     assert "42 flips in 128 items, the noise floor of every comparison above" in shown(none)
+    vacuous = {**none, "verdict": "vacuous", "compressed": None, "broken": 0, "fixed": 0}
+    assert "42 flips in 128 items" in shown(none, vacuous)
+    assert "control" not in shown(vacuous)
     still = {**none, "broken": 0, "fixed": 0}
     assert "control (dense against itself): 0 flips in 128 items\n" in shown(still)
 

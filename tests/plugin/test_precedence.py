@@ -193,3 +193,12 @@ def test_a_marker_is_not_weaker_than_a_smaller_number(folder):
     )
     folder.run("--compress=rtn:8", "--capcheck-items=200").assert_outcomes(passed=1)
     folder.refuses("--compress=rtn:8", "--capcheck-items=400", says="weaker", workers=False)
+
+
+def test_a_suite_asked_for_beside_a_standing_model_needs_a_recipe(folder):
+    """Else it would be ignored, and the run would end with code 0 without a check."""
+    folder.pytester.makeini("[pytest]\ncapcheck_model = scripted\n")
+    result = folder.run("--suite=retrieval", model=False)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*--suite is given without --compress=RECIPE*"])
+    folder.run(model=False).assert_outcomes(passed=1, skipped=2)
