@@ -15,14 +15,18 @@ def headline(gate: Gate) -> str:
     return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}"
 
 
-def explain(gate: Gate, *, command: str = "", examples: bool = True) -> list[str]:
-    """Return what there is to say of a gate, a line each.
+def explain(gate: Gate, *, command: str = "") -> list[str]:
+    """Return all that there is to say of a gate, a line each.
 
     Args:
         gate: the gate.
         command: what runs the test again; left out if empty.
-        examples: whether to show broken items with both answers.
     """
+    return [*figures(gate), *answers(gate, command=command)]
+
+
+def figures(gate: Gate) -> list[str]:
+    """Return what became of a gate, in numbers: what a failing assert says."""
     reference = "dense" if gate.against == "none" else gate.against
     lines = [headline(gate)]
     if gate.reason and gate.verdict in (Verdict.VACUOUS, Verdict.UNDECIDED):
@@ -51,11 +55,14 @@ def explain(gate: Gate, *, command: str = "", examples: bool = True) -> list[str
         lines.append(f"  perplexity  ratio {interval(gate.perplexity)}")
     if gate.silent:
         lines.append("  silent      perplexity is within its tolerance: it does not show this loss")
-    if examples:
-        lines += _examples(gate.examples, reference, gate.recipe)
-    if command:
-        lines.append(f"  again       {command}")
     return lines
+
+
+def answers(gate: Gate, *, command: str = "") -> list[str]:
+    """Return broken items with both answers, and the command that runs the test again."""
+    reference = "dense" if gate.against == "none" else gate.against
+    lines = _examples(gate.examples, reference, gate.recipe)
+    return [*lines, f"  again       {command}"] if command else lines
 
 
 def number(value: float) -> str:
@@ -78,14 +85,28 @@ def _examples(examples: Sequence[Flip], reference: str, recipe: str) -> list[str
     if not examples:
         return []
     lines = ["  broken, for example"]
+    width = max(len(reference), len(recipe), len("wanted"))
     for flip in examples:
-        lines.append(f"    {flip.item.origin} {_short(str(flip.item.get('prompt', '')))}".rstrip())
-        lines.append(f"      {reference}: {_short(flip.dense.text)}")
-        lines.append(f"      {recipe}: {_short(flip.compressed.text)}")
+        item = flip.item
+        name = item.origin if item.id in item.origin else f"{item.origin} ({item.id})"
+        lines.append(f"    {name} {_short(flip.question, end=True)}".rstrip())
+        said = [(reference, flip.dense.text), (recipe, flip.compressed.text)]
+        if flip.wanted:
+            said.insert(0, ("wanted", flip.wanted))
+        lines += [f"      {who:<{width}}  {_quoted(text)}" for who, text in said]
     return lines
 
 
-def _short(text: str) -> str:
-    """Return a text on one line, cut to a readable length; control characters are escaped."""
+def _quoted(text: str) -> str:
+    return f"'{_short(text.strip())}'" if text.strip() else "(nothing)"
+
+
+def _short(text: str, *, end: bool = False) -> str:
+    """Return a text on one line, cut to a readable length; control characters are escaped.
+
+    Of a long text the beginning is kept, or the `end`, where a prompt asks.
+    """
     line = repr(text)[1:-1]
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
+    if len(line) <= _WIDTH:
+        return line
+    return "…" + line[1 - _WIDTH :] if end else line[: _WIDTH - 1] + "…"

@@ -87,11 +87,19 @@ class Flip:
     """An item that one model has right and the other wrong, with both answers.
 
     `flip["field"]` reads a field of the item.
+
+    Attributes:
+        item: the item.
+        dense, compressed: what both answered, and its score.
+        question: the prompt without the header that all items share.
+        wanted: an accepted answer, or an empty text where only the scorer knows.
     """
 
     item: Item
     dense: Score
     compressed: Score
+    question: str = ""
+    wanted: str = ""
 
     def __getitem__(self, key: str) -> Any:
         return self.item[key]

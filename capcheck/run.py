@@ -19,7 +19,7 @@ from capcheck.backends import Models
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
-from capcheck.explain import explain
+from capcheck.explain import explain, figures
 from capcheck.options import OPTIONS
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
@@ -141,8 +141,7 @@ class Run:
         lines = []
         for gate in gates:
             if gate.verdict is not Verdict.RETAINED:
-                command = self._again(item)
-                lines += explain(gate, command=command)
+                lines += explain(gate, command=self._again(item))
         if lines:
             report.sections.append(("capcheck", "\n".join(lines)))
 
@@ -227,7 +226,7 @@ class Run:
         if gate is None:
             return None
         # pytest cuts long explanations; the report's section has the answers and the command.
-        return explain(gate, examples=False)
+        return figures(gate)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in what a test found; in the controller the reports of all workers come by."""

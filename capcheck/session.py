@@ -271,6 +271,9 @@ class Capability:
         """The test is over: a comparison kept beyond it can ask no more."""
         self._open = False
 
+    def __repr__(self) -> str:
+        return f"<capability under {self.recipe}>"
+
     def _record(self, gate: Gate) -> None:
         items = [g for g in self.gates if g.claim.metric == "items"]
         seen = any((g.task, g.against) == (gate.task, gate.against) for g in items)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from capcheck.explain import explain, headline, number
+from capcheck.explain import explain, figures, headline, number
 from capcheck.result import Claim, Flip, Gate, Interval, Score, Verdict
 from capcheck.rows import Item
 
@@ -86,17 +86,23 @@ def test_the_reference_is_named():
 
 
 def test_examples_are_short_and_on_one_line():
-    item = Item("1", {"prompt": "Who?\n" + "x" * 200}, "qa.jsonl:7")
-    flip = Flip(item, Score(1.0, "Ann"), Score(0.0, "\x1b[2J\ud800" + "y" * 200))
+    item = Item("q1", {}, "qa.jsonl:7")
+    lost = Score(0.0, "\x1b[2J\ud800" + "y" * 200)
+    flip = Flip(item, Score(1.0, " Ann"), lost, "x" * 200 + "\nWho?", "Ann")
     lines = said(replace(GATE, examples=(flip,)))
     at = lines.index("  broken, for example")
-    assert lines[at + 1].startswith(r"    qa.jsonl:7 Who?\nxxx")
-    assert lines[at + 2] == "      dense: Ann"
-    assert lines[at + 3].startswith(r"      wanda:0.5: \x1b[2J\ud800yyy")
+    assert lines[at + 1].startswith("    qa.jsonl:7 (q1) …xxx")
+    assert lines[at + 1].endswith(r"xxx\nWho?")
+    assert lines[at + 2] == "      wanted     'Ann'"
+    assert lines[at + 3] == "      dense      'Ann'"
+    assert lines[at + 4].startswith(r"      wanda:0.5  '\x1b[2J\ud800yyy")
     assert all(len(line) < 100 and line.isprintable() for line in lines)
-    assert not any(
-        "qa.jsonl" in line for line in said(replace(GATE, examples=(flip,)), examples=False)
-    )
+    assert not any("qa.jsonl" in line for line in figures(replace(GATE, examples=(flip,))))
+
+
+def test_an_empty_answer_is_shown_as_such():
+    flip = Flip(Item("1", {}, "rows item 1"), Score(1.0, "Ann"), Score(0.0, " \n"), "Who?")
+    assert "      wanda:0.5  (nothing)" in said(replace(GATE, examples=(flip,)))
 
 
 def test_broken_items():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Normalize = Literal["bytes", "tokens", "none"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Choices(Task):
     """Each item has `choices` and an `answer`: the index of the right one, or its text.
 
@@ -61,6 +61,10 @@ class Choices(Task):
         """Return the index of the right choice."""
         answer, choices = item["answer"], item["choices"]
         return choices.index(answer) if answer in choices else int(answer)
+
+    def wanted(self, item: Item) -> str:
+        """Return the right choice."""
+        return str(item["choices"][self.right(item)])
 
     def request(self, item: Item) -> JSON:
         """Return prompt and continuations."""

@@ -23,7 +23,7 @@ MATCHES = {"exact": exact, "f1": f1, "starts": starts, "contains": contains}
 """Ways of comparing an answer with the accepted ones, each 0 to 1; see `capcheck.tasks.squad`."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Generation(Task):
     """The model writes at most `max_tokens` tokens, up to a `stop` text; `scorer` scores them.
 
@@ -49,6 +49,10 @@ class Generation(Task):
             if not accepted(item, name):
                 raise self.wrong(item, f"{name!r} must be a text or a list of texts, not empty")
         self.prompt_of(item)
+
+    def wanted(self, item: Item) -> str:
+        """Return the first accepted answer, where the items hold them."""
+        return accepted(item, self.needs[0])[0] if self.needs else ""
 
     def request(self, item: Item) -> JSON:
         """Return prompt, length and stops."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from capcheck.backends import Backend
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Perplexity(Task):
     """Each item is a document, its field `text`. A score's value is nats per token."""
 

@@ -113,7 +113,7 @@ def test_answers_that_no_encoding_holds(folder):
         assert "INTERNALERROR" not in result.stdout.str()
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert " \ud800 \x1b[31m" in {r["compressed"]["answer"] for r in records}
-        assert r"wanda:0.5:  \ud800 \x1b[31m" in result.stdout.str()
+        assert r"wanda:0.5  '\ud800 \x1b[31m'" in result.stdout.str()
 
 
 def test_what_there_is_is_written_when_a_run_is_stopped(folder):

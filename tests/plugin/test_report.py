@@ -29,7 +29,8 @@ def test_a_failing_assert_explains_itself(folder):
         assert words in section
     assert "silent      perplexity is within its tolerance" in section
     assert "perplexity  ratio 1.000 [1.000, 1.000]" in section
-    assert section.count("dense:  right") == section.count("wanda:0.5:  wrong") == 5
+    assert section.count("dense      'right'") == section.count("wanda:0.5  'wrong'") == 5
+    assert section.count("wanted     'right'") == 5
     assert "again       pytest --capcheck-model=scripted" in section
 
 
