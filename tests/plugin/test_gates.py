@@ -179,6 +179,16 @@ def test_broken_read_twice_is_one_gate(folder):
     assert len(found) == 1
 
 
+def test_broken_of_two_tasks_of_one_name_are_two_gates(folder):
+    body = """
+first = generation(ROWS[:100]), generation(ROWS[100:])
+assert [len(capability(task).broken) > 0 for task in first] == [True, False]
+"""
+    found = gates(folder, body, LOST)
+    assert [gate["items"]["used"] for gate in found] == [100, 300]
+    assert {gate["verdict"] for gate in found} == {"degraded"}
+
+
 def test_broken_of_what_dense_cannot_do_is_skipped(folder):
     folder.write("def test_it(capability):\n    assert not capability(NONE).broken\n")
     result = folder.run(KEPT, "-rs")
