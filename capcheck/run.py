@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import metadata
 from json import dumps, loads
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,11 @@ from capcheck.options import OPTIONS
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
 from capcheck.result import JSON, Gate, Verdict
+from capcheck.rows import FILES
 from capcheck.session import Advance, Capability, Progress, Session
 from capcheck.settings import Settings
 from capcheck.store import Store, default_folder
+from capcheck.tasks.perplexity import perplexity
 from capcheck.trial import PENDING
 
 _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
@@ -65,6 +68,7 @@ class Run:
         self.left_out = 0
         if not self._worker:
             self._models.check(settings.compress)
+            _check_text(settings)
             self._results.run = self._about()
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
@@ -344,6 +348,13 @@ def _settled(gates: list[Gate], error: BaseException | None, settings: Settings)
         return replace(gate, verdict=verdict, reason=reason, silent=silent)
 
     return [settle(gate) for gate in gates]
+
+
+def _check_text(settings: Settings) -> None:
+    """Read the text for perplexity where it needs no download: it is asked for late, if at all."""
+    name = settings.perplexity
+    if name != "own" and (settings.data is not None or Path(name).suffix in FILES):
+        perplexity(name).load(settings.data)
 
 
 def _models(settings: Settings, progress: Progress) -> Models:

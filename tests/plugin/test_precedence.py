@@ -202,3 +202,21 @@ def test_a_suite_asked_for_beside_a_standing_model_needs_a_recipe(folder):
     assert result.ret == 4
     result.stderr.fnmatch_lines(["*--suite is given without --compress=RECIPE*"])
     folder.run(model=False).assert_outcomes(passed=1, skipped=2)
+
+
+@pytest.mark.parametrize("line", ["{", '{"txt": "a"}'])
+def test_a_broken_text_is_refused_before_anything_is_asked(folder, line):
+    (folder.pytester.path / "prose.jsonl").write_text('{"text": "a b"}\n' + line + "\n")
+    folder.refuses(
+        "--compress=rtn:8", "--capcheck-perplexity=prose.jsonl", says=r"prose\.jsonl:2\b"
+    )
+    assert not folder.lines("asked")
+
+
+def test_a_text_that_the_data_folder_does_not_have_is_refused_before_anything_is_asked(folder):
+    data = folder.pytester.mkdir("data")
+    folder.refuses(
+        *("--compress=wanda:0.5", f"--capcheck-data={data}", "--capcheck-perplexity=wikitxt"),
+        says="has no data set 'wikitxt'",
+    )
+    assert not folder.lines("asked")
