@@ -31,6 +31,14 @@ class VacuousError(Exception):
     """
 
 
+class OutOfTimeError(Exception):
+    """The time budget is spent before every item was asked.
+
+    Not a `CapcheckError`: what was asked is kept. A gate is undecided; the plugin skips a test that
+    needs every item, or fails it where undecided gates fail.
+    """
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest known word, or an empty string.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import pytest
 
 from capcheck import collect
-from capcheck.errors import CapcheckError, UsageError, VacuousError
+from capcheck.errors import CapcheckError, OutOfTimeError, UsageError, VacuousError
 from capcheck.options import OPTIONS, Option
 from capcheck.settings import Given, Settings, resolve
 
@@ -275,11 +275,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """Skip, or fail on request, a check whose capability the dense model does not have."""
+    """Skip, or fail on request, a check that has nothing to lose or no time to find out."""
     try:
         return (yield)
-    except VacuousError as vacuous:
-        _end(pyfuncitem, vacuous)
+    except (VacuousError, OutOfTimeError) as reason:
+        _end(pyfuncitem, reason)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -287,14 +287,17 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, Any,
     """Do the same where a fixture asks."""
     try:
         return (yield)
-    except VacuousError as vacuous:
-        _end(request.node, vacuous)
+    except (VacuousError, OutOfTimeError) as reason:
+        _end(request.node, reason)
 
 
-def _end(item: pytest.Item, vacuous: VacuousError) -> NoReturn:
-    if item.config.stash[_RUN].settings_of(item).vacuous == "fail":
-        pytest.fail(str(vacuous), pytrace=False)
-    pytest.skip(str(vacuous))
+def _end(item: pytest.Item, reason: VacuousError | OutOfTimeError) -> NoReturn:
+    settings = item.config.stash[_RUN].settings_of(item)
+    word = settings.vacuous if isinstance(reason, VacuousError) else settings.undecided
+    if word == "fail":
+        pytest.fail(str(reason), pytrace=False)
+    # With the test's own place, not this one's.
+    raise pytest.skip.Exception(str(reason), _use_item_location=True)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

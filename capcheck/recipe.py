@@ -19,7 +19,7 @@ from capcheck.methods import METHODS, Key, Signature
 
 Value = int | float | bool | str
 
-_PLAIN = re.compile(r"[^\s'\"+,=:][^\s'\"+,]*")
+_PLAIN = re.compile(r"[^\s'\"+,=:][^\s'\"+,=]*")
 _GRAMMAR = "a recipe is method[:argument][,key=value…], steps joined by '+', or 'none'"
 
 
@@ -109,11 +109,6 @@ class Recipe:
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether any step needs calibration text."""
-        return any(step.signature.calibrated for step in self.steps)
 
     @property
     def pattern(self) -> Sparsity | None:

@@ -179,6 +179,9 @@ class Gate:
             "needed": self.needed,
             "reason": self.reason,
             "perplexity_ratio": self.perplexity.value if self.perplexity is not None else None,
+            "perplexity_bounds": [self.perplexity.low, self.perplexity.high]
+            if self.perplexity is not None
+            else None,
             "silent_damage": self.silent,
             "seconds": round(self.seconds, 3),
         }

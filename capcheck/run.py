@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,15 +23,16 @@ from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.options import OPTIONS
+from capcheck.progress import Bars
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
 from capcheck.result import JSON, Gate, Verdict
 from capcheck.rows import FILES
-from capcheck.session import Advance, Capability, Progress, Session
+from capcheck.session import Capability, Progress, Session
 from capcheck.settings import Settings
 from capcheck.store import Store, default_folder
 from capcheck.tasks.perplexity import perplexity
-from capcheck.trial import PENDING
+from capcheck.trial import PENDING, is_silent
 
 _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
@@ -62,7 +64,7 @@ class Run:
         self._only_shown = any(config.getoption(name, False) for name in looking)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
-            settings, self._progress
+            settings, self._bars()
         )
         self._sent: set[str] = set()
         self.left_out = 0
@@ -78,7 +80,7 @@ class Run:
     def session(self) -> Session:
         """Return the session, opened when the first test needs it."""
         if self._session is None:
-            self._session = Session(self.settings, self._models, self._store, self._progress)
+            self._session = Session(self.settings, self._models, self._store, self._bars())
         return self._session
 
     def settings_of(self, item: pytest.Item) -> Settings:
@@ -194,27 +196,13 @@ class Run:
                 words.append(f"{option.flag}={value}")
         return shlex.join([*words, f"{path}::{name}"])
 
-    @contextmanager
-    def _progress(self, label: str, total: int) -> Iterator[Advance]:
-        """Show long work on a terminal; a log that is no terminal stays quiet."""
-        from tqdm import tqdm
-
+    def _bars(self) -> Progress:
         capture = self._config.pluginmanager.getplugin("capturemanager")
-        uncaptured = capture.global_and_fixture_disabled if capture is not None else nullcontext
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        quiet = self._worker or reporter is None or not reporter.isatty
-        with uncaptured():
-            bar = tqdm(total=total, desc=label, delay=1.5, leave=False, disable=quiet)
-
-        def advance(done: int) -> None:
-            with uncaptured():
-                bar.update(done)
-
-        try:
-            yield advance
-        finally:
-            with uncaptured():
-                bar.close()
+        return Bars(
+            quiet=self._worker or reporter is None or not reporter.isatty,
+            uncaptured=nullcontext if capture is None else capture.global_and_fixture_disabled,
+        )
 
     # The run
 
@@ -315,7 +303,10 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Free the device and close the store."""
         if self._session is not None:
-            self._session.close()
+            try:
+                self._session.close()
+            except CapcheckError as error:  # the run is over, and its results are written
+                sys.stderr.write(f"capcheck: {error}\n")
         else:
             self._store.close()
 
@@ -342,10 +333,8 @@ def _settled(gates: list[Gate], error: BaseException | None, settings: Settings)
     def settle(gate: Gate) -> Gate:
         if gate.reason != PENDING:
             return gate
-        ratio = gate.perplexity
-        quiet = ratio is not None and ratio.value <= settings.perplexity_tolerance
-        silent = quiet and verdict is Verdict.DEGRADED
-        return replace(gate, verdict=verdict, reason=reason, silent=silent)
+        gate = replace(gate, verdict=verdict, reason=reason)
+        return replace(gate, silent=is_silent(gate, settings))
 
     return [settle(gate) for gate in gates]
 

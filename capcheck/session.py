@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from capcheck.backends import Backend, Models
 from capcheck.comparison import Comparison
-from capcheck.errors import ModelError, UsageError
+from capcheck.errors import ModelError, OutOfTimeError, UsageError
 from capcheck.recipe import Recipe
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
@@ -124,12 +124,13 @@ class Session:
         None where the time budget ran out before it was measured.
         """
         if recipe not in self._ratios:
-            if self.out_of_time(self.settings):
-                return None
             trial = Trial(
                 self, self.perplexity_task(), recipe, Recipe(), self.settings, lambda gate: None
             )
-            self._ratios[recipe] = trial.interval("ratio")
+            try:
+                self._ratios[recipe] = trial.interval("ratio")
+            except OutOfTimeError:
+                return None
         return self._ratios[recipe]
 
     def replies(
@@ -138,6 +139,9 @@ class Session:
         """Return the raw reply to each item, asking only for what the store does not have.
 
         The control is asked afresh, in reverse order, and is never stored.
+
+        Raises:
+            OutOfTimeError: the time budget is spent; what was asked until then is in the store.
         """
         if not items:
             return []
@@ -158,6 +162,8 @@ class Session:
             label = f"{task.name} [{'dense' if not recipe and not control else recipe}]"
             with self._progress(label, len(order)) as advance:
                 for start in range(0, len(order), _CHUNK):
+                    if self.out_of_time(self.settings):
+                        raise OutOfTimeError(f"{label}: the time budget ran out")
                     some = order[start : start + _CHUNK]
                     try:
                         replies = task.ask(backend, [items[i] for i in some])

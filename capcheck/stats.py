@@ -1,4 +1,4 @@
-"""What paired scores prove: verdicts, bounds and flips. Pure functions of arrays.
+"""What paired scores prove: verdicts and bounds. Pure functions of arrays.
 
 Everything here is one question: is the mean of a bounded variable above zero? A retention of at
 least rho says `mean((c - g) - rho * (d - g)) >= 0` and a drop of at most x says
@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
-from capcheck.bounded_mean import Clusters, Pairs, Plan, pairs_of, scores_of
+from capcheck.bounded_mean import Clusters, Pairs, Plan, pairs_of
 from capcheck.perplexity_stats import MIN_DOCUMENTS as MIN_DOCUMENTS
 from capcheck.perplexity_stats import perplexity_shown as perplexity_shown
 from capcheck.perplexity_stats import ratio_interval as ratio_interval
@@ -204,39 +202,6 @@ def items_to_settle(
         low, high = (low, middle) if settles(middle) else (middle, high)
     items = math.ceil(high * np.size(dense) / pairs.n)
     return items if items <= 10**6 else None
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Items that changed sides; a score of at least 0.5 is right.
-
-    Attributes:
-        broken: right by dense and wrong by compressed.
-        fixed: wrong by dense and right by compressed.
-        p_value: of McNemar's exact test (1947) that both are equally likely, two-sided; 1.0
-            where nothing flipped.
-    """
-
-    broken: int
-    fixed: int
-    p_value: float
-
-
-def flips(dense: ArrayLike, compressed: ArrayLike) -> Flips:
-    """Count the items that compression broke and fixed.
-
-    Args:
-        dense, compressed: scores of the same items, shape (n,), 0 to 1.
-
-    Raises:
-        ValueError: shapes that differ, no items, values out of range.
-    """
-    right, still = (scores_of(name, x) >= 0.5 for name, x in (("dense", dense), ("c", compressed)))
-    if right.shape != still.shape:
-        raise ValueError("dense and compressed scores are of the same items")
-    broken, fixed = int(np.sum(right & ~still)), int(np.sum(~right & still))
-    changed = broken + fixed
-    return Flips(broken, fixed, float(binomtest(broken, changed).pvalue) if changed else 1.0)
 
 
 def _bounds(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capcheck import stats
-from capcheck.errors import VacuousError
+from capcheck.errors import OutOfTimeError, VacuousError
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
 from capcheck.rows import Item
@@ -82,8 +82,12 @@ class Trial:
     def broken(self) -> tuple[Flip, ...]:
         """Ask every item and return what broke; record a gate of the metric `items`."""
         started = time.monotonic()
-        asked = self._ask(len(self._units))
         claim = Claim("items", None)
+        try:
+            asked = self._ask(len(self._units))
+        except OutOfTimeError:
+            self._finish(self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME))
+            raise
         if not self._shown(claim, asked):
             self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
@@ -107,22 +111,22 @@ class Trial:
         looks = _looks(len(self._units), all_at_once=self._settings.items == "all")
         asked: list[int] = []
         verdict, reason, seen, able = Verdict.UNDECIDED, "", [], False
-        for units in looks:
-            if self._session.out_of_time(self._settings):
-                reason = "the time budget ran out"
-                break
-            if not able:
-                # Asking the compressed model is worth it only where dense can do the task at all.
-                able = self._shown(claim, self._ask_reference(looks, units), looks)
-                everything = asked if able else self._ask_reference(looks, looks[-1])
-                if not able and not self._shown(claim, everything, looks):
-                    return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
-                able = True
-            asked = self._ask(units)
-            seen.append(units)
-            verdict = self._verdict(claim, asked, seen)
-            if verdict is not Verdict.UNDECIDED:
-                break
+        try:
+            for units in looks:
+                if not able:
+                    # The compressed model is asked only where dense can do the task at all.
+                    able = self._shown(claim, self._ask_reference(looks, units), looks)
+                    everything = asked if able else self._ask_reference(looks, looks[-1])
+                    if not able and not self._shown(claim, everything, looks):
+                        return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
+                    able = True
+                asked = self._ask(units)
+                seen.append(units)
+                verdict = self._verdict(claim, asked, seen)
+                if verdict is not Verdict.UNDECIDED:
+                    break
+        except OutOfTimeError:
+            reason = _NO_TIME
         if not asked:
             return self._gate(claim, Verdict.UNDECIDED, asked, None, reason=reason)
         estimate = self._estimate(claim.metric, asked, looks=seen)
@@ -136,9 +140,10 @@ class Trial:
         return self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
 
     def _ratio_gate(self, claim: Claim) -> Gate:
-        if self._session.out_of_time(self._settings):
-            return self._gate(claim, Verdict.UNDECIDED, [], None, reason="the time budget ran out")
-        asked = self._ask(len(self._units))
+        try:
+            asked = self._ask(len(self._units))
+        except OutOfTimeError:
+            return self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME)
         dense, _, tokens = self._nats(asked)
         vocabulary = self._session.vocabulary()
         if not stats.perplexity_shown(dense, tokens, vocabulary, alpha=self._settings.alpha):
@@ -245,8 +250,8 @@ class Trial:
         if gate.verdict is not Verdict.DEGRADED and gate.reason != PENDING:
             return gate
         ratio = self._session.perplexity_ratio(self._recipe)
-        quiet = ratio is not None and ratio.value <= self._settings.perplexity_tolerance
-        return replace(gate, perplexity=ratio, silent=quiet and gate.verdict is Verdict.DEGRADED)
+        gate = replace(gate, perplexity=ratio)
+        return replace(gate, silent=is_silent(gate, self._settings))
 
     def _finish(self, gate: Gate) -> None:
         self.last_gate = gate
@@ -315,10 +320,19 @@ class Trial:
         return first * tokens, second * tokens, tokens
 
 
+def is_silent(gate: Gate, settings: Settings) -> bool:
+    """Whether a gate is degraded while perplexity is shown to be within its tolerance."""
+    if gate.verdict is not Verdict.DEGRADED or gate.perplexity is None:
+        return False
+    quiet = stats.ratio_verdict(gate.perplexity, settings.perplexity_tolerance)
+    return quiet is Verdict.RETAINED
+
+
 PENDING = "the test has not ended"
 """The reason of an `items` gate until the outcome of its test is known."""
 
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
+_NO_TIME = "the time budget ran out"
 _MARGIN = 0.01
 
 

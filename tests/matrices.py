@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tiny import VOCABULARY, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from capcheck.blocks import find_blocks
+from tests.tiny import VOCABULARY, tiny_model
 
 
 def tiny(name, **changes):

@@ -9,8 +9,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from matrices import linears, tiny, token_ids
-from tests.tiny import ARCHITECTURES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +18,8 @@ from capcheck.calibrate import compress
 from capcheck.methods import METHODS, rtn, wanda
 from capcheck.methods.statistics import InputNorms
 from capcheck.recipe import Recipe
+from tests.matrices import linears, tiny, token_ids
+from tests.tiny import ARCHITECTURES
 
 RECIPES = {
     "magnitude": ["magnitude:0.3", "magnitude:2:4", "magnitude:0.3,scope=layer"],

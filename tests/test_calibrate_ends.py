@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from matrices import linears, tiny, token_ids
-from tests.tiny import VOCABULARY
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from capcheck.blocks import find_blocks
 from capcheck.calibrate import compress
+from tests.matrices import linears, tiny, token_ids
+from tests.tiny import VOCABULARY
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from matrices import token_ids
-from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from torch import nn
 
 from capcheck.calibrate import check, compress
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
+from tests.matrices import token_ids
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 
 def test_does_not_divide_names_layer_before_anything_is_changed():

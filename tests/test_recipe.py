@@ -183,10 +183,8 @@ def test_what_a_recipe_knows():
     none, pipeline = Recipe(), Recipe.parse("wanda:2:4+rtn:4")
     assert not none
     assert none == Recipe.parse("none")
-    assert not none.calibrated
     assert none.pattern is None
     assert pipeline
-    assert pipeline.calibrated
     assert str(pipeline.pattern) == "2:4"
     assert str(pipeline.unstructured()) == "wanda:0.5+rtn:4"
     assert Recipe.parse("wanda:0.5").pattern is None

@@ -12,7 +12,7 @@ CHECK = {
     "metric": "retention", "threshold": 0.95, "verdict": "degraded", "dense": 0.8,
     "compressed": 0.4, "estimate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 128},
     "items": {"used": 128, "available": 400}, "broken": 40, "fixed": 2, "needed": None,
-    "perplexity_ratio": 1.01, "silent_damage": True,
+    "perplexity_ratio": 1.01, "perplexity_bounds": [1.0, 1.02], "silent_damage": True,
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],

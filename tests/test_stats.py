@@ -348,7 +348,7 @@ def test_other_metrics_are_refused():
         stats.decide([1.0], [1.0], 0.0, Claim("ratio", 1.0))
 
 
-# Planning and flips
+# Planning
 
 
 def test_items_to_settle_names_a_length_that_settles():
@@ -366,14 +366,6 @@ def test_items_to_settle_gives_up_at_the_threshold():
     assert stats.items_to_settle([1.0, 0.0], [1.0, 0.0], 0.0, drop(0.0)) is None
     dense, compressed = np.ones(20_000), (np.arange(20_000) < 19_001).astype(float)
     assert stats.items_to_settle(dense, compressed, 0.0, retention(0.95)) is None
-
-
-def test_flips_are_counted_and_tested_exactly():
-    found = stats.flips([1, 1, 1, 0, 0, 0.6], [1, 0, 0.4, 1, 0, 0.5])
-    assert (found.broken, found.fixed) == (2, 1)
-    assert found.p_value == pytest.approx(1.0)
-    assert stats.flips([1] * 8, [0] * 8).p_value == pytest.approx(2 * 0.5**8)
-    assert stats.flips([1, 0], [1, 0]) == stats.Flips(0, 0, 1.0)
 
 
 # Perplexity

@@ -124,10 +124,7 @@ def choose_device(device: str) -> str:
         return known[0]
     wanted = "cuda:0" if device == "cuda" else device
     if wanted not in known:
-        raise UsageError(
-            f"device {device!r} is not there{nearest(device, known)}; "
-            f"this machine has {', '.join(known)}"
-        )
+        raise UsageError(f"device {device!r} is not there; this machine has {', '.join(known)}")
     return wanted
 
 

@@ -84,7 +84,7 @@ def check_memory(info: Sized, dtype: str, device: str, batch_tokens: int) -> Mem
     remedy = f"{smaller}lower --capcheck-batch-tokens, or use a smaller model or a larger machine"
     host = need.total
     if device.startswith("cuda"):
-        host = need.weights
+        host = 2 * need.weights  # dense parked, and the copy that is about to be compressed
         _compare(info.name, dtype, need.weights + need.working, free_cuda(device), device, remedy)
     _compare(info.name, dtype, host, free_host(), "this machine", remedy)
     return need

@@ -168,7 +168,7 @@ def _notes(results: Results) -> list[str]:
         if check["silent_damage"]:
             lines.append(
                 f"silent damage: {check['task']} is lost under {check['recipe']} while the "
-                f"perplexity ratio is {number(check['perplexity_ratio'])}"
+                f"perplexity ratio is {_perplexity(check)}"
             )
     # A vacuous gate did not ask the control, which so had nothing to flip.
     controls = [
@@ -183,7 +183,7 @@ def _notes(results: Results) -> list[str]:
             f"control (dense against itself): {flips} flips in {asked} items"
             + (", the noise floor of every comparison above" if flips else "")
         )
-    lines += [_to_settle(c) for c in results.checks if c["verdict"] == "undecided" and c["needed"]]
+    lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
     counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
     if counts:
         total = len(results.checks)
@@ -191,9 +191,16 @@ def _notes(results: Results) -> list[str]:
     return lines
 
 
-def _to_settle(check: JSON) -> str:
+def _perplexity(check: JSON) -> str:
+    low, high = check["perplexity_bounds"]
+    return f"{number(check['perplexity_ratio'])} [{number(low)}, {number(high)}]"
+
+
+def _undecided(check: JSON) -> str:
     name, needed = f"{check['task']}[{check['recipe']}]", check["needed"]
     available = check["items"]["available"]
+    if not needed:
+        return f"undecided: {name}: {check['reason']}"
     if needed > _HOPELESS * available:
         return f"undecided: {name} lies at its threshold, more items would hardly settle it"
     return f"undecided: {name} would take about {needed} items ({available} there are)"

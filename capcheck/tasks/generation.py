@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,12 +81,24 @@ class Generation(Task):
             value = self.scorer(item, answer)
         except Unparsable:
             return Score(0.0, str(answer), unparsable=True)
-        if not isinstance(value, bool | numbers.Real) or not 0 <= float(value) <= 1:
+        number = _score(value)
+        if number is None:
             raise UsageError(
                 f"task {self.name!r}: its scorer gave {value!r} for {item.origin}; "
                 "it must return True or False, or a number from 0 to 1"
             )
-        return Score(float(value), str(answer))
+        return Score(number, str(answer))
+
+
+def _score(value: Any) -> float | None:
+    """Return a scorer's value as a number; NumPy's and torch's scalars are numbers too."""
+    if value is None or isinstance(value, str | bytes):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number <= 1 else None
 
 
 def accepted(item: Item, name: str) -> list[str]:

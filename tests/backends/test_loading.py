@@ -148,6 +148,9 @@ def test_too_little_memory_says_what_to_do(monkeypatch):
     assert "20.0 GiB are free" in text
     assert "--capcheck-dtype=bfloat16" in text
     monkeypatch.setattr(memory, "free_cuda", lambda device: 30 * 2**30)
+    # The host holds the dense model and the copy that is to be compressed.
+    refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "this machine")
+    monkeypatch.setattr(memory, "free_host", lambda: 40 * 2**30)
     memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096)
     monkeypatch.setattr(memory, "free_cuda", lambda device: 15 * 2**30)
     refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "on cuda:0")
