@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
@@ -22,6 +21,7 @@ from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
+from capcheck.gates import settled
 from capcheck.options import OPTIONS
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
@@ -32,7 +32,6 @@ from capcheck.session import Capability, Progress, Session
 from capcheck.settings import Settings
 from capcheck.store import Store, default_folder
 from capcheck.tasks.perplexity import perplexity
-from capcheck.trial import PENDING, is_silent
 
 _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
@@ -130,7 +129,12 @@ class Run:
         check = item.stash.get(_CHECK, None)
         # A fixture may hold gates too; those of a set-up that went well are settled by the test.
         if check is not None and not (report.when == "setup" and report.passed):
-            gates = _settled(check.gates[item.stash[_SHOWN] :], error, self.settings_of(item))
+            gates = settled(
+                check.gates[item.stash[_SHOWN] :],
+                self.settings_of(item),
+                failed=isinstance(error, AssertionError | pytest.fail.Exception),
+                broke_off="" if error is None else type(error).__name__,
+            )
             item.stash[_SHOWN] = len(check.gates)
             found["gates"] = [gate.to_json() for gate in gates]
             found["records"] = [record.to_json() for record in self.session().records]
@@ -309,34 +313,6 @@ class Run:
                 sys.stderr.write(f"capcheck: {error}\n")
         else:
             self._store.close()
-
-
-def _settled(gates: list[Gate], error: BaseException | None, settings: Settings) -> list[Gate]:
-    """Return a test's gates with its `items` gates decided by how the test ended.
-
-    A test that failed with no other gate failing failed for its broken items. One that broke off,
-    by a skip or an error, has decided nothing about them.
-    """
-    failing = {Verdict.DEGRADED, Verdict.VACUOUS}
-    if settings.undecided == "fail":
-        failing.add(Verdict.UNDECIDED)
-    elsewhere = any(gate.verdict in failing and gate.reason != PENDING for gate in gates)
-    if error is None:
-        verdict, reason = Verdict.RETAINED, ""
-    elif not isinstance(error, AssertionError | pytest.fail.Exception):
-        verdict, reason = Verdict.UNDECIDED, f"the test ended early ({type(error).__name__})"
-    elif elsewhere:
-        verdict, reason = Verdict.UNDECIDED, "the test failed at another gate"
-    else:
-        verdict, reason = Verdict.DEGRADED, ""
-
-    def settle(gate: Gate) -> Gate:
-        if gate.reason != PENDING:
-            return gate
-        gate = replace(gate, verdict=verdict, reason=reason)
-        return replace(gate, silent=is_silent(gate, settings))
-
-    return [settle(gate) for gate in gates]
 
 
 def _check_text(settings: Settings) -> None:

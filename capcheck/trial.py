@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +11,10 @@ import numpy as np
 
 from capcheck import stats
 from capcheck.errors import OutOfTimeError, VacuousError
+from capcheck.gates import PENDING, is_silent
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
+from capcheck.rounds import looks_of, units_of
 from capcheck.rows import Item
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from capcheck.settings import Settings
     from capcheck.task import Task
 
-_FIRST_LOOK = 64
 _SHOWN = 5  # broken items whose answers a gate carries
 
 
@@ -58,7 +58,7 @@ class Trial:
         self._record = record
         self._allowed = allowed
         self._items = task.load(settings.data)
-        self._units = _units(task, self._items, settings)
+        self._units = units_of(task, self._items, settings)
         # The chances of items yet to be asked too: they bound what can still come.
         self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
         self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
@@ -108,7 +108,7 @@ class Trial:
     # Gates
 
     def _paired_gate(self, claim: Claim) -> Gate:
-        looks = _looks(len(self._units), all_at_once=self._settings.items == "all")
+        looks = looks_of(len(self._units), all_at_once=self._settings.items == "all")
         asked: list[int] = []
         verdict, reason, seen, able = Verdict.UNDECIDED, "", [], False
         try:
@@ -320,49 +320,9 @@ class Trial:
         return first * tokens, second * tokens, tokens
 
 
-def is_silent(gate: Gate, settings: Settings) -> bool:
-    """Whether a gate is degraded while perplexity is shown to be within its tolerance."""
-    if gate.verdict is not Verdict.DEGRADED or gate.perplexity is None:
-        return False
-    quiet = stats.ratio_verdict(gate.perplexity, settings.perplexity_tolerance)
-    return quiet is Verdict.RETAINED
-
-
-PENDING = "the test has not ended"
-"""The reason of an `items` gate until the outcome of its test is known."""
-
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
 _NO_TIME = "the time budget ran out"
 _MARGIN = 0.01
-
-
-def _units(task: Task, items: Sequence[Item], settings: Settings) -> list[list[int]]:
-    """Return the items' positions, grouped into units of evidence, in the order they are asked."""
-    groups: dict[str, list[int]] = {}
-    for position, item in enumerate(items):
-        key = item.id if task.cluster is None else str(item.get(task.cluster))
-        groups.setdefault(key, []).append(position)
-    units = list(groups.values())
-    random.Random(f"{settings.seed} {task.fingerprint_of(items)}").shuffle(units)
-    if isinstance(settings.items, int):
-        kept: list[list[int]] = []
-        total = 0
-        for unit in units:
-            total += len(unit)
-            if kept and total > settings.items:
-                break
-            kept.append(unit)
-        units = kept
-    return units
-
-
-def _looks(units: int, *, all_at_once: bool) -> list[int]:
-    """Return after how many units the evidence is looked at; the last is all of them."""
-    looks, look = [], _FIRST_LOOK
-    while not all_at_once and look < units:
-        looks.append(look)
-        look *= 2
-    return [*looks, units]
 
 
 def _mean(task: Task, scores: Sequence[Score]) -> float | None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "explain", "reports", "collect", "progress"),
+    ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
     ("device", "turn", "store", "comparison", "stats", "perplexity_stats", "bounded_mean"),
     ("methods.*", "backends", "tasks", "calibrate", "blocks", "corpus", "replay"),
     ("task", "settings", "options"),
