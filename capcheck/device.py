@@ -60,6 +60,7 @@ class DeviceModels:
         self._progress = progress
         self._kept: dict[str, HFBackend] = {}
         self._logs: dict[Recipe, CompressionLog] = {}
+        self._identities: dict[Recipe, dict[str, Any]] = {}
         self._failed: dict[str, CapcheckError] = {}
         self._turn: Turn | None = None
 
@@ -103,7 +104,15 @@ class DeviceModels:
         }
 
     def identity(self, recipe: Recipe) -> dict[str, Any]:
-        """Return what enters the store's keys for a recipe, without building the model."""
+        """Return what enters the store's keys for a recipe, without building the model.
+
+        Read once: it stands for the model that is built once, and is asked for at every look.
+        """
+        if recipe not in self._identities:
+            self._identities[recipe] = self._identity(recipe)
+        return self._identities[recipe]
+
+    def _identity(self, recipe: Recipe) -> dict[str, Any]:
         known = {k: v for k, v in self._prepared.identity.items() if k != "name"}
         known["capcheck"] = __version__
         known["code"] = _code_digest(_COMPRESSING if recipe else _ASKING)

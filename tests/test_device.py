@@ -43,9 +43,10 @@ def test_a_changed_calibration_text_is_another_model(folder, tmp_path, name):
 
 def test_a_folder_among_calibration_texts_is_no_text(folder, tmp_path):
     write(tmp_path / "texts" / "train.jsonl", TEXTS)
+    recipe = Recipe.parse("wanda:0.5,calib=texts")
+    alone = models(folder, data=tmp_path).identity(recipe)
     (tmp_path / "texts" / "raw").mkdir()
-    found = models(folder, data=tmp_path)
-    found.identity(Recipe.parse("wanda:0.5,calib=texts"))
+    assert models(folder, data=tmp_path).identity(recipe) == alone
 
 
 @pytest.mark.parametrize(

@@ -174,4 +174,6 @@ def test_read_file_of_a_folder_is_a_usage_error(tmp_path):
 
 
 def test_nothing_is_read_when_a_task_is_made():
-    generation("no/such/file.jsonl")
+    task = generation("no/such/file.jsonl")
+    with pytest.raises(UsageError, match="no file"):
+        task.load()
