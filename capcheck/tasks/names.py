@@ -36,6 +36,9 @@ _THINGS = (
     "adel arp ebit eck eron esp ibber idow ilk inter oddle omic oon orrel udge ump",
 )
 
+NAME_PIECES = (_PEOPLE, _PLACES, _THINGS)
+"""The beginnings and endings of people, places and things, as words of two texts each."""
+
 JOBS = listed(
     "baker carpenter clerk cook dentist doctor driver farmer fisher gardener glazier guard "
     "hunter judge lawyer mason miller miner nurse painter pilot plumber poet porter potter "
