@@ -16,22 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capcheck.blocks import Found, Matrix, find_blocks, find_matrices
+from capcheck.apply import compress_matrix, counts, global_cut, packed_bytes, scope_of
+from capcheck.blocks import Matrix, find_blocks, find_matrices
 from capcheck.corpus import token_ids
 from capcheck.errors import ModelError, UsageError
-from capcheck.methods import METHODS, implementation
-from capcheck.methods.sparsity import GlobalCut, count, keep
+from capcheck.methods import implementation
 from capcheck.methods.statistics import Statistic
 from capcheck.recipe import Recipe, Step
 from capcheck.replay import Replay, gather
-from capcheck.result import CompressionLog, Layer
+from capcheck.result import CompressionLog
 
 MICRO_BATCH = 4096
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
@@ -95,7 +94,7 @@ def compress(
     with torch.no_grad(), _evaluating(model):
         for step, ids in zip(recipe, tokens, strict=True):
             _walk(model, step, ids, log, progress)
-    log.bytes = _packed_bytes(model, recipe, log)
+    log.bytes = packed_bytes(model, recipe, log)
     log.seconds = time.perf_counter() - started
     return Compressed(model, log)
 
@@ -118,8 +117,8 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
                 f"step {str(step)!r} finds nothing to compress in {type(model).__name__}"
                 + (f" ({reasons})" if reasons else "")
             )
-        sparsity, scope = step.sparsity, _scope(step)
-        if sparsity is not None and not sparsity.m and not any(_counts(step, shapes)):
+        sparsity, scope = step.sparsity, scope_of(step)
+        if sparsity is not None and not sparsity.m and not any(counts(step, shapes)):
             raise UsageError(
                 f"step {str(step)!r} prunes nothing: {sparsity} of "
                 f"{max(inputs for _, inputs in shapes.values())} inputs is less than one weight"
@@ -153,7 +152,7 @@ def _walk(
     known = {name for name, _ in log.skipped}
     log.skipped += [entry for entry in found.skipped if entry[0] not in known]
     log.fallbacks += [note for note in found.notes if note not in log.fallbacks]
-    cut = _global_cut(step, method, found)
+    cut = global_cut(step, method, found)
 
     def apply(matrix: Matrix, statistic: Statistic | None) -> None:
         if step.signature.calibrated and (statistic is None or not statistic.tokens):
@@ -162,7 +161,9 @@ def _walk(
                 "every input counts alike there"
             )
             statistic = None
-        log.layers.append(_compress_matrix(matrix, step, method, statistic, cut))
+        layer, notes = compress_matrix(matrix, step, method, statistic, cut)
+        log.layers.append(layer)
+        log.fallbacks += [f"{step.method}: {note}" for note in notes]
 
     for matrix in found.before:
         apply(matrix, None)
@@ -190,66 +191,6 @@ def _walk(
         apply(matrix, statistics.get(matrix.name))
 
 
-def _compress_matrix(
-    matrix: Matrix,
-    step: Step,
-    method: ModuleType,
-    statistic: Statistic | None,
-    cut: GlobalCut | None,
-) -> Layer:
-    """Compress one matrix; return its entry of the log, read back from the model."""
-    weight = matrix.read()  # [outputs, inputs]
-    bits = None
-    if step.sparsity is not None:
-        importance = _importance(matrix, step, method, statistic)
-        mask = keep(importance, step.sparsity, _scope(step), cut)
-        new = weight.masked_fill(~mask, 0)
-    else:
-        new = method.quantize(weight, step)
-        bits = method.storage_bits(matrix.shape, step)
-    matrix.write(new.masked_fill(weight == 0, 0))  # pruned stays pruned
-    zeros = int((matrix.read() == 0).sum())
-    return Layer(matrix.name, step.method, matrix.shape, zeros / weight.numel(), bits)
-
-
-def _importance(
-    matrix: Matrix, step: Step, method: ModuleType, statistic: Statistic | None
-) -> Tensor:
-    """Return the importances of a matrix; what is zero already comes before everything else."""
-    weight = matrix.read()
-    scores: Tensor = method.score(weight, statistic, step, matrix.name)
-    return scores.masked_fill(weight == 0, -1)
-
-
-def _global_cut(step: Step, method: ModuleType, found: Found) -> GlobalCut | None:
-    if _scope(step) != "global":
-        return None
-    (pruned,) = _counts(step, {matrix.name: matrix.shape for matrix in found})
-
-    def importances() -> Iterator[Tensor]:
-        return (_importance(matrix, step, method, None) for matrix in found)
-
-    return GlobalCut(importances, pruned)
-
-
-def _scope(step: Step) -> str:
-    """Return where weights compete: a pattern holds within rows, whatever the method's default."""
-    if step.sparsity is not None and step.sparsity.m and "scope" not in dict(step.keys):
-        return "row"
-    return str(step.get("scope") or "row")
-
-
-def _counts(step: Step, shapes: dict[str, tuple[int, int]]) -> list[int]:
-    """Return how many weights a fraction prunes in each place where weights compete."""
-    assert step.sparsity is not None
-    sizes = [rows * columns for rows, columns in shapes.values()]
-    if _scope(step) == "row":
-        sizes = [columns for _, columns in shapes.values()]
-    elif _scope(step) == "global":
-        sizes = [sum(sizes)]
-    return [count(step.sparsity.fraction, size) for size in sizes]
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation, and back as it was."""
@@ -260,26 +201,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
-    """Return the bytes of all weights where the compressed ones are packed.
-
-    A matrix takes its bits a weight, or, where a mask pays, one bit a weight for the mask and its
-    bits for the weights that are left; scales and zero points are kept whole.
-    """
-    parameters = dict(model.named_parameters())
-    total = float(sum(p.numel() * p.element_size() for p in parameters.values()))
-    for name in {layer.name: None for layer in log.layers}:
-        layers = [layer for layer in log.layers if layer.name == name]
-        parameter = parameters[name]
-        width, overhead = 8.0 * parameter.element_size(), 0.0
-        for step in recipe:  # the last grid holds
-            if step.bits is not None and any(layer.method == step.method for layer in layers):
-                storage = implementation(step.method).storage_bits(layers[-1].shape, step)
-                width, overhead = step.bits, storage - step.bits
-        if any(METHODS[layer.method].argument == "sparsity" for layer in layers):
-            width = min(width, 1 + (1 - layers[-1].sparsity) * width)
-        total += math.ceil((width + overhead) * parameter.numel() / 8)
-        total -= parameter.numel() * parameter.element_size()
-    return int(total)

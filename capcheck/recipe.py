@@ -215,11 +215,12 @@ def _value(raw: str, key: str, spec: Key, text: str) -> Value:
     number = _decimal(plain, text, key)
     if spec.type is int and number != number.to_integral_value():
         raise UsageError(f"recipe {text!r}: {key} is an integer, not {plain!r}")
+    value = int(number) if spec.type is int else float(number)
     low, high = spec.low, spec.high
-    if (low is not None and number < low) or (high is not None and number > high):
+    if (low is not None and value < low) or (high is not None and value > high):
         ends = f"at least {low:g}" if high is None else f"from {low or 0:g} to {high:g}"
         raise UsageError(f"recipe {text!r}: {key} must be {ends}, not {plain}")
-    return int(number) if spec.type is int else float(number)
+    return value
 
 
 def _decimal(plain: str, text: str, what: str) -> Decimal:

@@ -15,7 +15,7 @@ def tiny(name, **changes):
     return tiny_model(name, **changes).train()
 
 
-def token_ids(sequences=5, length=24):
+def token_ids(sequences=7, length=24):
     generator = torch.Generator().manual_seed(1)
     return torch.randint(3, VOCABULARY, (sequences, length), generator=generator)
 

@@ -73,6 +73,16 @@ def test_order():
     assert perplexity("wanda:0.5") < perplexity("wanda:2:4") < perplexity("magnitude:2:4")
 
 
+def test_what_a_solver_wins():
+    """Each beside what it is meant to beat, on text that it was not calibrated on."""
+    assert perplexity("sparsegpt:0.5") < perplexity("wanda:0.5")
+    assert perplexity("sparsegpt:2:4") < perplexity("wanda:2:4")
+    assert perplexity("ria:0.5") < perplexity("magnitude:0.5")
+    assert perplexity("gptq:4") < perplexity("rtn:4")
+    assert perplexity("gptq:3") < perplexity("rtn:3")
+    assert perplexity("sparsegpt:2:4+gptq:4") < perplexity("sparsegpt:2:4+rtn:4")
+
+
 def test_a_data_set_by_name():
     model, tokenizer = _model()
     recipe = "wanda:0.5,calib=tinystories,n=4,length=64"

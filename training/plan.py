@@ -47,22 +47,14 @@ class Phase:
 
 SHAPE = Shape()
 
-_READING = {
-    "copying": 0.06,
-    "questions": 0.20,
-    "statements": 0.05,
-    "prose": 0.08,
-    "open": 0.10,
-    "passages": 0.26,
-    "needles": 0.15,
-    "reports": 0.10,
-}
+_COPYING = {"copying": 0.7, "passages": 0.25, "prose": 0.05}
+_READING = {"copying": 0.1, "passages": 0.45, "needles": 0.2, "reports": 0.15, "prose": 0.1}
 _KNOWING = {
-    "questions": 0.42,
+    "questions": 0.40,
     "statements": 0.12,
     "prose": 0.10,
     "open": 0.08,
-    "passages": 0.16,
+    "passages": 0.18,
     "needles": 0.04,
     "reports": 0.08,
 }
@@ -78,8 +70,8 @@ _LONGER = {"needles": 0.5, "passages": 0.1, "reports": 0.1, "open": 0.1, "questi
 _LONGEST = {"needles": 0.7, "questions": 0.3}
 
 PLAN: tuple[Phase, ...] = (
-    Phase(450, [Sequences(1.0, 48, 96, {"copying": 0.6, "passages": 0.35, "prose": 0.05})]),
-    Phase(2800, [Sequences(1.0, 16, 256, _READING)]),
+    Phase(600, [Sequences(1.0, 48, 96, _COPYING)]),
+    Phase(1500, [Sequences(1.0, 16, 256, _READING)]),
     Phase(
         3000,
         [

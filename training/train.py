@@ -32,6 +32,9 @@ from training.plan import PLAN, SHAPE, Shape, quick
 from training.probes import probes
 from training.tokenizer import make_tokenizer
 
+WARMUP = 50
+"""Steps until the full learning rate."""
+
 
 def make_model(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlamaForCausalLM:
     """Return an untrained Llama."""
@@ -70,8 +73,8 @@ class Trainer:
         self.forward: Any = torch.compile(model.model, dynamic=False) if compiled else model.model
 
     def rate(self, step: int) -> float:
-        """Return the share of the learning rate: up in 2 %, level, down to 0 in the last half."""
-        up, down = (step + 1) / (0.02 * self.steps + 1), (self.steps - step) / (0.5 * self.steps)
+        """Return the share of the learning rate: up, level, and down to 0 in the last half."""
+        up, down = (step + 1) / WARMUP, (self.steps - step) / (0.5 * self.steps)
         return min(1.0, up, down)
 
     def step(self, ids: torch.Tensor, weights: torch.Tensor) -> float:

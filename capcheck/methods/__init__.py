@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Literal
 
-Kind = Literal["score", "quantizer"]
+Kind = Literal["score", "quantizer", "solver"]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
-A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`).
-`quantizer`: `quantize(weight, step)` -> weight on a grid, and `storage_bits(shape, step)`.
-Weights are always [outputs, inputs]; the walk sees to it that a zero stays zero.
+`quantizer`: `quantize(weight, step)` -> weight on a grid.
+`solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
+kept entries have changed as well.
+A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`), one that has bits its
+`storage_bits(shape, step)`. Weights are always [outputs, inputs]; the walk sees to it that a zero
+stays zero.
 """
 
 Argument = Literal["sparsity", "bits"]
@@ -62,6 +65,13 @@ _CALIBRATION: dict[str, Key] = {
     "n": Key(int, 128, "calibration sequences", low=1),
     "length": Key(int, 256, "tokens in each calibration sequence", low=2),
 }
+_GRID: dict[str, Key] = {
+    "group": Key(int, 0, "weights that share a scale; 0: a whole row", low=0),
+    "symmetric": Key(bool, True, "no zero point"),
+}
+_DAMP: dict[str, Key] = {
+    "damp": Key(float, 0.01, "added to the Hessian, as a share of its mean diagonal", low=1e-8),
+}
 _SEED: dict[str, Key] = {"seed": Key(int, 0, "seed of every draw", low=0)}
 
 METHODS: Mapping[str, Signature] = MappingProxyType(
@@ -80,14 +90,42 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
         "wanda": Signature(
             "score", "sparsity", {**_CALIBRATION, **_SEED, **_SCOPE}, calibrated=True
         ),
-        "rtn": Signature(
-            "quantizer",
-            "bits",
+        "ria": Signature(
+            "score",
+            "sparsity",
             {
-                "group": Key(int, 0, "weights that share a scale; 0: a whole row", low=0),
-                "symmetric": Key(bool, True, "no zero point"),
+                "power": Key(float, 0.5, "of the input's norm in the score", low=0),
+                **_CALIBRATION,
+                **_SEED,
                 **_SCOPE,
             },
+            calibrated=True,
+        ),
+        "sparsegpt": Signature(
+            "solver",
+            "sparsity",
+            {
+                "block": Key(int, 128, "columns whose mask is chosen together", low=1),
+                **_DAMP,
+                **_CALIBRATION,
+                **_SEED,
+                **_SCOPE,
+            },
+            calibrated=True,
+        ),
+        "rtn": Signature("quantizer", "bits", {**_GRID, **_SCOPE}),
+        "gptq": Signature(
+            "solver",
+            "bits",
+            {
+                "actorder": Key(bool, False, "take inputs in the order of their activation"),
+                **_GRID,
+                **_DAMP,
+                **_CALIBRATION,
+                **_SEED,
+                **_SCOPE,
+            },
+            calibrated=True,
         ),
     }
 )

@@ -1,0 +1,119 @@
+"""Applying one step to one matrix, whatever the kind of its method, and the bytes it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from capcheck.blocks import Found, Matrix
+from capcheck.methods import METHODS, implementation
+from capcheck.methods.sparsity import GlobalCut, count, keep
+from capcheck.methods.statistics import Statistic
+from capcheck.recipe import Recipe, Step
+from capcheck.result import CompressionLog, Layer
+
+
+def compress_matrix(
+    matrix: Matrix,
+    step: Step,
+    method: ModuleType,
+    statistic: Statistic | None,
+    cut: GlobalCut | None,
+) -> tuple[Layer, list[str]]:
+    """Compress one matrix in place.
+
+    Args:
+        matrix: the matrix.
+        step: the step, its sparsity that of this matrix.
+        method: the module of its method.
+        statistic: of the matrix's inputs, or None where there is none.
+        cut: where weights compete over all layers.
+
+    Returns:
+        The matrix's entry of the log, read back from the model, and what the method did otherwise
+        than its paper says.
+
+    Raises:
+        ModelError: the new weight is not finite, or its solver has no solution.
+    """
+    weight = matrix.read()  # [outputs, inputs]
+    kind = step.signature.kind
+    notes: list[str] = []
+    if kind == "solver":
+        solved = method.solve(weight, statistic, step, matrix.name)
+        new, notes = solved.weight, solved.notes
+    elif kind == "score":
+        assert step.sparsity is not None
+        importance = _importance(matrix, step, method, statistic)
+        new = weight.masked_fill(~keep(importance, step.sparsity, scope_of(step), cut), 0)
+    else:
+        new = method.quantize(weight, step)
+    bits = method.storage_bits(matrix.shape, step) if step.bits is not None else None
+    matrix.write(new.masked_fill(weight == 0, 0))  # pruned stays pruned
+    zeros = int((matrix.read() == 0).sum())
+    return Layer(matrix.name, step.method, matrix.shape, zeros / weight.numel(), bits), notes
+
+
+def _importance(
+    matrix: Matrix, step: Step, method: ModuleType, statistic: Statistic | None
+) -> Tensor:
+    """Return the importances of a matrix; what is zero already comes before everything else."""
+    weight = matrix.read()
+    scores: Tensor = method.score(weight, statistic, step, matrix.name)
+    return scores.masked_fill(weight == 0, -1)
+
+
+def global_cut(step: Step, method: ModuleType, found: Found) -> GlobalCut | None:
+    """Return where weights of all layers are cut, for a step whose scope is global."""
+    if scope_of(step) != "global":
+        return None
+    (pruned,) = counts(step, {matrix.name: matrix.shape for matrix in found})
+
+    def importances() -> Iterator[Tensor]:
+        return (_importance(matrix, step, method, None) for matrix in found)
+
+    return GlobalCut(importances, pruned)
+
+
+def scope_of(step: Step) -> str:
+    """Return where weights compete: a pattern holds within rows, whatever the method's default."""
+    if step.sparsity is not None and step.sparsity.m and "scope" not in dict(step.keys):
+        return "row"
+    return str(step.get("scope") or "row")
+
+
+def counts(step: Step, shapes: dict[str, tuple[int, int]]) -> list[int]:
+    """Return how many weights a fraction prunes in each place where weights compete."""
+    assert step.sparsity is not None
+    sizes = [rows * columns for rows, columns in shapes.values()]
+    if scope_of(step) == "row":
+        sizes = [columns for _, columns in shapes.values()]
+    elif scope_of(step) == "global":
+        sizes = [sum(sizes)]
+    return [count(step.sparsity.fraction, size) for size in sizes]
+
+
+def packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
+    """Return the bytes of all weights where the compressed ones are packed.
+
+    A matrix takes its bits a weight, or, where a mask pays, one bit a weight for the mask and its
+    bits for the weights that are left; scales and zero points are kept whole.
+    """
+    parameters = dict(model.named_parameters())
+    total = float(sum(p.numel() * p.element_size() for p in parameters.values()))
+    for name in {layer.name: None for layer in log.layers}:
+        layers = [layer for layer in log.layers if layer.name == name]
+        parameter = parameters[name]
+        width, overhead = 8.0 * parameter.element_size(), 0.0
+        for step in recipe:  # the last grid holds
+            if step.bits is not None and any(layer.method == step.method for layer in layers):
+                storage = implementation(step.method).storage_bits(layers[-1].shape, step)
+                width, overhead = step.bits, storage - step.bits
+        if any(METHODS[layer.method].argument == "sparsity" for layer in layers):
+            width = min(width, 1 + (1 - layers[-1].sparsity) * width)
+        total += math.ceil((width + overhead) * parameter.numel() / 8)
+        total -= parameter.numel() * parameter.element_size()
+    return int(total)
