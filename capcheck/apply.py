@@ -106,14 +106,14 @@ def packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
     total = float(sum(p.numel() * p.element_size() for p in parameters.values()))
     for name in {layer.name: None for layer in log.layers}:
         layers = [layer for layer in log.layers if layer.name == name]
-        parameter = parameters[name]
-        width, overhead = 8.0 * parameter.element_size(), 0.0
+        stored = parameters[name.partition("[")[0]].element_size()  # of an expert, that of all
+        width, overhead = 8.0 * stored, 0.0
         for step in recipe:  # the last grid holds
             if step.bits is not None and any(layer.method == step.method for layer in layers):
                 storage = implementation(step.method).storage_bits(layers[-1].shape, step)
                 width, overhead = step.bits, storage - step.bits
         if any(METHODS[layer.method].argument == "sparsity" for layer in layers):
             width = min(width, 1 + (1 - layers[-1].sparsity) * width)
-        total += math.ceil((width + overhead) * parameter.numel() / 8)
-        total -= parameter.numel() * parameter.element_size()
+        size = math.prod(layers[-1].shape)
+        total += math.ceil((width + overhead) * size / 8) - stored * size
     return int(total)

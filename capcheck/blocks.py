@@ -1,8 +1,9 @@
 """Finding a model's blocks and the weight matrices in them; reading and writing those.
 
 No list of architectures: a causal language model of transformers keeps its blocks in the one
-`ModuleList` that has `num_hidden_layers` entries, and multiplies by weights in `nn.Linear` or, in
-GPT-2 and its kin, in `Conv1D`, which stores them transposed.
+`ModuleList` that has `num_hidden_layers` entries, and multiplies by weights in `nn.Linear`, in
+`Conv1D` (GPT-2 and its kin), which stores them transposed, or in a mixture of experts, which keeps
+the matrices of all experts in one 3-D parameter.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ class Matrix:
     """One weight matrix, always seen as [outputs, inputs].
 
     Attributes:
-        name: the parameter's dotted name in the model.
-        module: what holds it: an `nn.Linear`, a `Conv1D`, or an embedding ([tokens, features]).
+        name: the parameter's dotted name in the model; of expert 3, with `[3]` behind it.
+        module: what holds it: an `nn.Linear`, a `Conv1D`, an embedding ([tokens, features]), or a
+            module of experts.
+        key: the parameter's name in the module.
+        expert: which of the matrices of a 3-D parameter, or None for a parameter of its own.
     """
 
     name: str
     module: nn.Module
+    key: str = "weight"
+    expert: int | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter as the module stores it."""
-        weight = self.module.weight
+        weight = getattr(self.module, self.key)
         assert isinstance(weight, nn.Parameter)
         return weight
 
@@ -46,6 +52,9 @@ class Matrix:
     def read(self) -> Tensor:
         """Return a view [outputs, inputs] of the weight, in its own dtype."""
         weight = self.parameter.detach()
+        if self.expert is not None:
+            weight = weight[self.expert]
+            return weight.T if self.module.is_transposed else weight
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     def write(self, weight: Tensor) -> None:
@@ -68,7 +77,7 @@ class Matrix:
                 f"the weight {self.name} is on the meta device: load the whole model into memory "
                 "before compressing it"
             )
-        if not self.parameter.isfinite().all():
+        if not self.read().isfinite().all():
             raise ModelError(
                 f"the weight {self.name} holds NaN or infinity before compression: the checkpoint "
                 "is broken, or was loaded in a dtype too narrow for it"
@@ -138,7 +147,7 @@ def find_matrices(model: PreTrainedModel, step: Step) -> Found:
         found.blocks.append([])
         for module in block.modules():
             for key, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() >= 2:
+                if parameter.dim() >= 2 and not key.endswith("bias"):  # experts' biases are 2-D
                     _place(module, key, parameter, names[id(parameter)], found, seen)
     _ends(model, step, names, found)
     inner = {id(m) for m in blocks.modules()} | {id(model.get_output_embeddings())}
@@ -146,6 +155,15 @@ def find_matrices(model: PreTrainedModel, step: Step) -> Found:
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in inner:
             found.skipped.append((f"{name}.weight", "it lies outside of the blocks"))
     return found
+
+
+def holds_experts(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter holds the matrices of all experts, as transformers stores them.
+
+    They are [experts, outputs, inputs], or [experts, inputs, outputs] where `is_transposed` is set.
+    """
+    count = getattr(module, "num_experts", None)
+    return hasattr(module, "is_transposed") and parameter.dim() == 3 and len(parameter) == count
 
 
 def _place(
@@ -157,7 +175,11 @@ def _place(
     seen: dict[int, str],
 ) -> None:
     shape = "x".join(map(str, parameter.shape))
-    if not isinstance(module, nn.Linear | Conv1D) or key != "weight" or parameter.dim() != 2:
+    if holds_experts(module, parameter) and parameter.is_floating_point():
+        found.blocks[-1] += [
+            Matrix(f"{name}[{expert}]", module, key, expert) for expert in range(len(parameter))
+        ]
+    elif not isinstance(module, nn.Linear | Conv1D) or key != "weight" or parameter.dim() != 2:
         kind = type(module).__name__
         reason = f"{kind}.{key} ({shape}) is not the matrix of a Linear or Conv1D layer"
         found.skipped.append((name, reason))

@@ -35,6 +35,9 @@ from capcheck.result import CompressionLog
 MICRO_BATCH = 4096
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
 
+FEW = 16
+"""An expert that was sent fewer calibration tokens is compressed as if there were none."""
+
 Progress = Callable[[str, int, int], object]
 """Called as progress(step, done, total) when a block is done; total counts the step's blocks."""
 
@@ -155,10 +158,12 @@ def _walk(
     cut = global_cut(step, method, found)
 
     def apply(matrix: Matrix, statistic: Statistic | None) -> None:
-        if step.signature.calibrated and (statistic is None or not statistic.tokens):
+        tokens = 0 if statistic is None else statistic.tokens
+        enough = 1 if matrix.expert is None else FEW
+        if step.signature.calibrated and tokens < enough:
             log.fallbacks.append(
-                f"{step.method}: no calibration token reached {matrix.name} as its input; "
-                "every input counts alike there"
+                f"{step.method}: {tokens or 'no'} calibration token{'s' * (tokens > 1)} reached "
+                f"{matrix.name} as its input; every input counts alike there"
             )
             statistic = None
         layer, notes = compress_matrix(matrix, step, method, statistic, cut)

@@ -32,6 +32,8 @@ _COMPRESSING = (
     "methods",
     "tasks",
     "calibrate.py",
+    "apply.py",
+    "experts.py",
     "blocks.py",
     "corpus.py",
     "replay.py",
@@ -69,7 +71,7 @@ class DeviceModels:
     @cached_property
     def _prepared(self) -> loading.Prepared:
         return hub.prepare(
-            _resolved(self._settings.model_name),
+            self._settings.model_name,
             revision=self._settings.revision,
             device=self._settings.device,
             dtype=self._settings.dtype,
@@ -255,19 +257,6 @@ class DeviceModels:
         if self._turn is None:
             self._turn = Turn(self._prepared.device, self._progress)
         self._turn.take()
-
-
-def _resolved(name: str) -> str:
-    """Return the folder of the embedded model for `reference`, and any other name as it is."""
-    if name != "reference":
-        return name
-    folder = _HERE / "reference" / "model"
-    if not folder.is_dir():
-        raise UsageError(
-            "this version of capcheck carries no reference model; "
-            "give a folder or a hub id with --model=NAME"
-        )
-    return str(folder)
 
 
 def _code_digest(parts: Sequence[str]) -> str:

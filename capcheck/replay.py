@@ -8,7 +8,7 @@ at the price of its embeddings alone. After that any block runs by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from capcheck.blocks import Matrix
 from capcheck.errors import ModelError
+from capcheck.experts import ExpertInputs, one_by_one
 from capcheck.methods.statistics import Statistic
 
 _HIDDEN = "hidden_states"
@@ -215,14 +216,17 @@ def gather(
     """
     statistics: dict[str, Statistic] = {}
     handles = []
+    experts = [matrix for matrix in matrices if matrix.expert is not None]
     for matrix in matrices:
         statistic = method.STATISTIC(matrix.shape[1], matrix.parameter.device)
         statistics[matrix.name] = statistic
-        hook = partial(_watch, statistic)
-        handles.append(matrix.module.register_forward_pre_hook(hook, with_kwargs=True))
+        if matrix.expert is None:
+            hook = partial(_watch, statistic)
+            handles.append(matrix.module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        for _ in run():
-            pass
+        with one_by_one(experts), ExpertInputs(experts, statistics) if experts else nullcontext():
+            for _ in run():
+                pass
     finally:
         for handle in handles:
             handle.remove()

@@ -21,9 +21,14 @@ def token_ids(sequences=7, length=24):
 
 
 def linears(model):
-    """Every Linear and Conv1D of the blocks, with its weight as [outputs, inputs]."""
+    """Every Linear and Conv1D of the blocks, and every expert, with its weight as [out, in]."""
     name, blocks = find_blocks(model)
     for inner, module in blocks.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             weight = module.weight.detach()
             yield f"{name}.{inner}.weight", weight.T if isinstance(module, Conv1D) else weight
+        elif type(module).__name__.endswith("Experts"):
+            for key in ("gate_up_proj", "down_proj"):
+                for number, weight in enumerate(getattr(module, key).detach()):
+                    turned = type(module).__name__ == "GptOssExperts"  # [inputs, outputs]
+                    yield f"{name}.{inner}.{key}[{number}]", weight.T if turned else weight

@@ -7,12 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MixtralConfig
 
 from capcheck.blocks import find_blocks
 from capcheck.calibrate import compress
 from tests.matrices import linears, tiny, token_ids
-from tests.tiny import VOCABULARY
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -54,25 +52,22 @@ def test_head_is_scored_by_what_enters_it():
     assert (lowest >= scores.masked_fill(kept, 0).amax(1) * (1 - 1e-4)).all()
 
 
-def test_what_cannot_be_compressed_is_named():
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-    )
-    model = AutoModelForCausalLM.from_config(config)
+def test_every_weight_of_the_blocks_is_compressed_or_named():
+    model = tiny("mixtral")
+    experts = model.model.layers[1].mlp.experts
+    experts.odd = nn.Parameter(torch.ones(3, 4, 5))  # three are not as many as experts
     log = compress(model, "wanda:0.5", calibration=token_ids()).log
     skipped = dict(log.skipped)
-    assert any("experts.gate_up_proj" in name for name in skipped)
-    assert any("experts.down_proj" in name for name in skipped)
+    assert {name.removeprefix("model.layers.") for name in skipped} == {
+        "0.mlp.gate.weight",
+        "1.mlp.gate.weight",
+        "1.mlp.experts.odd",
+    }
+    assert "not the matrix of a Linear" in skipped["model.layers.1.mlp.experts.odd"]
     every = {n for n, p in find_blocks(model)[1].named_parameters() if p.dim() >= 2}
     prefix = find_blocks(model)[0] + "."
-    named = {n.removeprefix(prefix) for n in [*skipped, *(layer.name for layer in log.layers)]}
-    assert every == named
+    named = [*skipped, *(layer.name.partition("[")[0] for layer in log.layers)]
+    assert every == {name.removeprefix(prefix) for name in named}
     assert log.to_json()["skipped"][0]["reason"]
 
 

@@ -18,14 +18,34 @@ LEVELS = (
     ("run", "xdist_scheduler", "testing", "hookspec"),
     ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
     ("device", "turn", "store", "comparison", "stats", "perplexity_stats", "bounded_mean"),
-    ("methods.*", "backends", "tasks", "calibrate", "apply", "blocks", "corpus", "replay"),
+    (
+        "methods.*",
+        "backends",
+        "tasks",
+        "calibrate",
+        "apply",
+        "experts",
+        "blocks",
+        "corpus",
+        "replay",
+    ),
     ("task", "settings", "options"),
     ("rows",),
     ("recipe",),
     ("methods", "result", "errors", "__init__"),
 )
 PYTEST = {"plugin", "run", "collect", "hookspec", "xdist_scheduler"}
-TORCH = {"methods.*", "calibrate", "apply", "blocks", "corpus", "replay", "backends", "device"}
+TORCH = {
+    "methods.*",
+    "calibrate",
+    "apply",
+    "experts",
+    "blocks",
+    "corpus",
+    "replay",
+    "backends",
+    "device",
+}
 
 
 def modules():

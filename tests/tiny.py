@@ -86,17 +86,33 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 ARCHITECTURES = tuple(CONFIGS)
 
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: tf.MixtralConfig(**_SIZE, **_EXPERTS),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(
+        **_SIZE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_SIZE,
+        **_EXPERTS,
+        head_dim=8,
+        sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+}
+"""Mixtures of experts, whose matrices lie in one parameter."""
+
 
 def tiny_model(name: str, *, seed: int = 0, gain: float = 1.0, **changes: Any) -> Any:
     """Return a random model in evaluation mode whose answers depend on all they should.
 
     Args:
-        name: one of `ARCHITECTURES`.
+        name: one of `ARCHITECTURES` or `MIXTURES`.
         seed: the seed of its weights.
         gain: a factor on the weights of final norm and head; 3 makes logits exceed 30.
         changes: configuration values to set.
     """
-    config = CONFIGS[name]()
+    config = {**CONFIGS, **MIXTURES}[name]()
     config.update(changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,7 +2,8 @@
 
 `inspect` looks without loading a weight, so that a wrong name or a broken folder is known before
 anything else happens; `load` gives a back end that can be asked. A folder that exists wins over a
-hub id of the same name. Importing this module imports no torch.
+hub id of the same name; `reference` is the embedded model, whatever else has that name.
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
     from capcheck.backends.hf import HFBackend
     from capcheck.backends.loading import Prepared
 
-__all__ = ["Memory", "ModelInfo", "check_memory", "inspect", "load", "memory_needed", "prepare"]
+REFERENCE = Path(__file__).parents[1] / "reference"
+"""The embedded model's folder: what the name `reference` stands for."""
+
+__all__ = [
+    "REFERENCE",
+    "Memory",
+    "ModelInfo",
+    "check_memory",
+    "inspect",
+    "load",
+    "memory_needed",
+    "prepare",
+]
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def inspect(
     """Find a model and check everything that can be checked without loading its weights.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `reference`, the embedded model.
         revision: a branch, tag or commit on the hub.
         trust_remote_code: whether code from the repository may run when it is loaded.
 
@@ -89,11 +102,12 @@ def inspect(
             damaged, or the hub cannot be reached.
         UsageError: a revision is given for a folder.
     """
-    path = Path(name).expanduser()
+    path = REFERENCE if name == "reference" else Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
+            what = "the embedded model" if path is REFERENCE else "a folder"
             raise UsageError(
-                f"{name} is a folder and has no revision {revision!r}; leave the revision out"
+                f"{name} is {what} and has no revision {revision!r}; leave the revision out"
             )
         return _inspect_folder(name, path, None, trust_remote_code)
     if path.exists():
@@ -119,7 +133,7 @@ def load(
     """Load a model and return a back end that asks it.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `reference`, the embedded model.
         revision: a branch, tag or commit on the hub.
         device: `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`, which takes them in this order.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's on an accelerator and
