@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from capcheck.apply import compress_matrix, counts, global_cut, packed_bytes, sc
 from capcheck.blocks import Matrix, find_blocks, find_matrices
 from capcheck.corpus import token_ids
 from capcheck.errors import ModelError, UsageError
-from capcheck.methods import implementation
+from capcheck.methods import implementation, owl
 from capcheck.methods.statistics import Statistic
-from capcheck.recipe import Recipe, Step
+from capcheck.recipe import Recipe, Sparsity, Step
 from capcheck.replay import Replay, gather
 from capcheck.result import CompressionLog
 
@@ -86,7 +86,7 @@ def compress(
     log.bytes_dense = sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = [
         token_ids(step, model, tokenizer, calibration, data, log.fallbacks)
-        if step.signature.calibrated
+        if step.calibrated
         else None
         for step in recipe
     ]
@@ -111,7 +111,16 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
         UsageError: a pattern or a group does not divide a layer's inputs (the layer is named).
         ModelError: there is nothing to compress.
     """
+    pruned = ""
     for step in recipe:
+        if pruned and not step.signature.keeps_zeros:
+            raise UsageError(
+                f"recipe {str(recipe)!r}: the zero point of {step.method} is a real number, so "
+                f"none of its levels is 0 and what {pruned} pruned would come back; quantize "
+                "with rtn or gptq"
+            )
+        pruned = pruned or (str(step) if step.sparsity is not None else "")
+        _check_allocation(step)
         found = find_matrices(model, step)
         shapes = {matrix.name: matrix.shape for matrix in found}
         if not shapes:
@@ -142,6 +151,32 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
                 )
 
 
+def _check_allocation(step: Step) -> None:
+    """Raise a `UsageError` where a step's allocation of sparsity has no meaning."""
+    sparsity, given = step.sparsity, dict(step.keys)
+    if sparsity is None:
+        return
+    if step["allocate"] == "owl":
+        if sparsity.m or scope_of(step) == "global":
+            what = f"the pattern {sparsity}" if sparsity.m else "scope=global"
+            raise UsageError(f"step {str(step)!r}: {what} leaves nothing to allocate to blocks")
+        spread, room = float(step["spread"]), min(sparsity.fraction, 1 - sparsity.fraction)
+        if 2 * spread >= room:
+            raise UsageError(
+                f"step {str(step)!r}: blocks may differ by 2 spread = {2 * spread:g} from the "
+                f"sparsity {sparsity}, which is beyond 0 or 1; take a spread below {room / 2:g}"
+            )
+        return
+    idle = {"outlier", "spread"} & set(given)
+    if not step.calibrated:
+        idle |= {"calib", "n", "length"} & set(given)
+    if idle:
+        raise UsageError(
+            f"step {str(step)!r}: {', '.join(sorted(idle))} means nothing without allocate=owl; "
+            "leave it out"
+        )
+
+
 def _walk(
     model: PreTrainedModel,
     step: Step,
@@ -157,7 +192,7 @@ def _walk(
     log.fallbacks += [note for note in found.notes if note not in log.fallbacks]
     cut = global_cut(step, method, found)
 
-    def apply(matrix: Matrix, statistic: Statistic | None) -> None:
+    def apply(step: Step, matrix: Matrix, statistic: Statistic | None) -> None:
         tokens = 0 if statistic is None else statistic.tokens
         enough = 1 if matrix.expert is None else FEW
         if step.signature.calibrated and tokens < enough:
@@ -171,7 +206,7 @@ def _walk(
         log.fallbacks += [f"{step.method}: {note}" for note in notes]
 
     for matrix in found.before:
-        apply(matrix, None)
+        apply(step, matrix, None)
     name, blocks = find_blocks(model)
     batches: Sequence[Tensor] = ()
     hidden: list[Tensor] = []
@@ -179,21 +214,43 @@ def _walk(
     if ids is not None:
         batches = ids.split(max(1, MICRO_BATCH // ids.shape[1]))
         hidden = replay.start(batches)
+    steps = _allocated(step, found.blocks, replay, batches)
+    calibrated = step.signature.calibrated
     for index, matrices in enumerate(found.blocks):
         run = partial(replay.run, index, hidden)
-        statistics = gather(matrices, method, run) if ids is not None else {}
+        statistics = gather(matrices, method.STATISTIC, run) if calibrated else {}
         for matrix in matrices:
-            apply(matrix, statistics.get(matrix.name))
+            apply(steps[index], matrix, statistics.get(matrix.name))
         statistics.clear()  # before those of the next block are made
-        if ids is not None and (found.after or index + 1 < len(found.blocks)):
+        if calibrated and (found.after or index + 1 < len(found.blocks)):
             for i, leaving in enumerate(run()):  # what the compressed block gives
                 hidden[i] = leaving  # [sequences, tokens, features]
         if progress is not None:
             progress(str(step), index + 1, len(found.blocks))
     for matrix in found.after:
         run = partial(replay.finish, batches, hidden)
-        statistics = gather([matrix], method, run) if ids is not None else {}
-        apply(matrix, statistics.get(matrix.name))
+        statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
+        apply(step, matrix, statistics.get(matrix.name))
+
+
+def _allocated(
+    step: Step, blocks: Sequence[Sequence[Matrix]], replay: Replay, batches: Sequence[Tensor]
+) -> list[Step]:
+    """Return the step for each block, its sparsity that of the block."""
+    if step.get("allocate") != "owl":
+        return [step] * len(blocks)
+    assert step.sparsity is not None
+    hidden = replay.start(batches)
+    shares = []
+    for index, matrices in enumerate(blocks):
+        run = partial(replay.run, index, hidden)
+        norms = gather(matrices, owl.STATISTIC, run)
+        reached = [(m.read(), norms[m.name] if norms[m.name].tokens else None) for m in matrices]
+        shares.append(owl.outliers(reached, float(step["outlier"])))
+        hidden = list(run())
+    sizes = [sum(math.prod(matrix.shape) for matrix in matrices) for matrices in blocks]
+    sparsities = owl.fractions(shares, sizes, step.sparsity.fraction, float(step["spread"]))
+    return [replace(step, argument=Sparsity(fraction)) for fraction in sparsities]
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class DeviceModels:
         for recipe in recipes:
             calibrate.check(recipe, self._prepared.empty)
             for step in recipe:
-                if step.signature.calibrated:
+                if step.calibrated:
                     corpus.files(step, self._settings.data)
 
     def describe(self) -> dict[str, Any]:
@@ -121,9 +121,7 @@ class DeviceModels:
         if recipe:
             known["recipe"] = str(recipe)
             known["calibration"] = [
-                _calibration_digest(step, self._settings.data)
-                for step in recipe
-                if step.signature.calibrated
+                _calibration_digest(step, self._settings.data) for step in recipe if step.calibrated
             ]
         return known
 

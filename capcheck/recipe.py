@@ -69,6 +69,11 @@ class Step:
         return METHODS[self.method]
 
     @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.signature.calibrated or self.get("allocate") == "owl"
+
+    @property
     def sparsity(self) -> Sparsity | None:
         """The argument of a pruning step, else None."""
         return self.argument if isinstance(self.argument, Sparsity) else None

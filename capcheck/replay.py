@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from capcheck.experts import ExpertInputs, one_by_one
 from capcheck.methods.statistics import Statistic
 
 _HIDDEN = "hidden_states"
+S = TypeVar("S", bound=Statistic)
 
 
 @dataclass(frozen=True)
@@ -202,23 +202,23 @@ class Replay:
 
 
 def gather(
-    matrices: Sequence[Matrix], method: ModuleType, run: Callable[[], Iterable[Any]]
-) -> dict[str, Statistic]:
+    matrices: Sequence[Matrix], kind: type[S], run: Callable[[], Iterable[Any]]
+) -> dict[str, S]:
     """Return a statistic for each matrix, by its name, of all that enters its module in `run`.
 
     Args:
         matrices: those of one block, or the head.
-        method: the module of the method, whose `STATISTIC` is gathered.
+        kind: what is gathered, the `STATISTIC` of a method.
         run: passes the calibration text through them.
 
     Raises:
         ModelError: what entered a module holds NaN or infinity.
     """
-    statistics: dict[str, Statistic] = {}
+    statistics: dict[str, S] = {}
     handles = []
     experts = [matrix for matrix in matrices if matrix.expert is not None]
     for matrix in matrices:
-        statistic = method.STATISTIC(matrix.shape[1], matrix.parameter.device)
+        statistic = kind(matrix.shape[1], matrix.parameter.device)
         statistics[matrix.name] = statistic
         if matrix.expert is None:
             hook = partial(_watch, statistic)

@@ -27,6 +27,7 @@ RECIPES = {
     "wanda": ["wanda:0.3", "wanda:2:4"],
     "ria": ["ria:0.3", "ria:2:4,power=1"],
     "sparsegpt": ["sparsegpt:0.3", "sparsegpt:2:4,block=10", "sparsegpt:1:4"],
+    "hqq": ["hqq:4", "hqq:3,group=8"],
     "rtn": ["rtn:4", "rtn:3,group=8", "rtn:2,symmetric=false"],
     "gptq": ["gptq:4", "gptq:3,group=8", "gptq:2,symmetric=false,actorder=true"],
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from capcheck import calibrate
+from capcheck import calibrate, device
 from capcheck.device import DeviceModels
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
 from capcheck.settings import Settings
+from tests.test_layering import TORCH
 from tests.tiny import save, tiny_model, tiny_tokenizer
 
 TEXTS = [{"text": f"The cat {i} sat on the mat and looked at the old dog."} for i in range(40)]
@@ -89,3 +91,10 @@ def test_a_pattern_is_looked_for_where_it_was_pruned(folder):
     assert len(dense) == 15
     assert set(dense.values()) == {4}
     found.close()
+
+
+def test_the_store_knows_all_code_that_compresses():
+    """A reply must not outlive a change of the code that made the model."""
+    parts = {part.removesuffix(".py") for part in device._COMPRESSING}
+    assert {name.removesuffix(".*") for name in TORCH} - {"device"} <= parts
+    assert all((Path(device.__file__).parent / part).exists() for part in device._COMPRESSING)

@@ -50,7 +50,7 @@ def test_every_expert_is_measured_by_what_it_is_given(architecture, implementati
     model = tiny(architecture).eval()
     model.config._experts_implementation = implementation
     matrices = find_matrices(model, WANDA).blocks[0]
-    statistics = gather(matrices, wanda, lambda: [model(input_ids=token_ids())])
+    statistics = gather(matrices, wanda.STATISTIC, lambda: [model(input_ids=token_ids())])
     assert model.config._experts_implementation == implementation
     expected = seen_by(model)
     experts = [matrix for matrix in matrices if matrix.expert is not None]

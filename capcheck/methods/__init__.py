@@ -47,13 +47,15 @@ class Signature:
         kind: how the method plugs into the walk.
         argument: what follows the colon.
         keys: the `key=value` pairs it takes.
-        calibrated: whether it needs calibration text.
+        calibrated: whether it needs calibration text, however sparsity is allocated.
+        keeps_zeros: whether a weight that is 0 is 0 afterwards.
     """
 
     kind: Kind
     argument: Argument
     keys: Mapping[str, Key] = field(default_factory=dict)
     calibrated: bool = False
+    keeps_zeros: bool = True
 
 
 _SCOPE: dict[str, Key] = {
@@ -74,31 +76,27 @@ _DAMP: dict[str, Key] = {
 }
 _SEED: dict[str, Key] = {"seed": Key(int, 0, "seed of every draw", low=0)}
 
+_PRUNING: dict[str, Key] = {
+    "allocate": Key(
+        str, "uniform", "how sparsity is spread over the blocks", choices=("uniform", "owl")
+    ),
+    "outlier": Key(float, 5.0, "owl: an outlier exceeds the mean so many times", low=1),
+    "spread": Key(float, 0.08, "owl: half the range of the blocks' sparsities", low=0, high=0.5),
+    **_CALIBRATION,
+    **_SEED,
+    **_SCOPE,
+}
+_COMPETING = Key(str, "layer", "where weights compete", choices=("row", "layer", "global"))
+
 METHODS: Mapping[str, Signature] = MappingProxyType(
     {
-        "magnitude": Signature(
-            "score",
-            "sparsity",
-            {
-                "scope": Key(
-                    str, "layer", "where weights compete", choices=("row", "layer", "global")
-                ),
-                **_SCOPE,
-            },
-        ),
-        "random": Signature("score", "sparsity", {**_SEED, **_SCOPE}),
-        "wanda": Signature(
-            "score", "sparsity", {**_CALIBRATION, **_SEED, **_SCOPE}, calibrated=True
-        ),
+        "magnitude": Signature("score", "sparsity", {"scope": _COMPETING, **_PRUNING}),
+        "random": Signature("score", "sparsity", _PRUNING),
+        "wanda": Signature("score", "sparsity", _PRUNING, calibrated=True),
         "ria": Signature(
             "score",
             "sparsity",
-            {
-                "power": Key(float, 0.5, "of the input's norm in the score", low=0),
-                **_CALIBRATION,
-                **_SEED,
-                **_SCOPE,
-            },
+            {"power": Key(float, 0.5, "of the input's norm in the score", low=0), **_PRUNING},
             calibrated=True,
         ),
         "sparsegpt": Signature(
@@ -107,13 +105,14 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
             {
                 "block": Key(int, 128, "columns whose mask is chosen together", low=1),
                 **_DAMP,
-                **_CALIBRATION,
-                **_SEED,
-                **_SCOPE,
+                **_PRUNING,
             },
             calibrated=True,
         ),
         "rtn": Signature("quantizer", "bits", {**_GRID, **_SCOPE}),
+        "hqq": Signature(
+            "quantizer", "bits", {"group": _GRID["group"], **_SCOPE}, keeps_zeros=False
+        ),
         "gptq": Signature(
             "solver",
             "bits",
