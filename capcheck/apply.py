@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from capcheck.blocks import Found, Matrix
 from capcheck.methods import METHODS, implementation
+from capcheck.methods.inputs import RoundedInputs
 from capcheck.methods.sparsity import GlobalCut, count, keep
 from capcheck.methods.statistics import Statistic
 from capcheck.recipe import Recipe, Step
@@ -51,6 +52,8 @@ def compress_matrix(
         new = weight.masked_fill(~keep(importance, step.sparsity, scope_of(step), cut), 0)
     else:
         new = method.quantize(weight, step)
+    if kind == "activations":
+        matrix.module.register_forward_pre_hook(RoundedInputs(method.inputs))
     bits = method.storage_bits(matrix.shape, step) if step.bits is not None else None
     matrix.write(new.masked_fill(weight == 0, 0))  # pruned stays pruned
     zeros = int((matrix.read() == 0).sum())
@@ -109,7 +112,7 @@ def packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
         stored = parameters[name.partition("[")[0]].element_size()  # of an expert, that of all
         width, overhead = 8.0 * stored, 0.0
         for step in recipe:  # the last grid holds
-            if step.bits is not None and any(layer.method == step.method for layer in layers):
+            if step.bits and any(layer.method == step.method for layer in layers):
                 storage = implementation(step.method).storage_bits(layers[-1].shape, step)
                 width, overhead = step.bits, storage - step.bits
         if any(METHODS[layer.method].argument == "sparsity" for layer in layers):

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capcheck.apply import compress_matrix, counts, global_cut, packed_bytes, scope_of
+from capcheck.apply import compress_matrix, global_cut, packed_bytes
 from capcheck.blocks import Matrix, find_blocks, find_matrices
+from capcheck.check import check
 from capcheck.corpus import token_ids
-from capcheck.errors import ModelError, UsageError
 from capcheck.methods import implementation, owl
 from capcheck.methods.statistics import Statistic
 from capcheck.recipe import Recipe, Sparsity, Step
@@ -91,90 +91,22 @@ def compress(
         for step in recipe
     ]
     for step in recipe:
-        for matrix in find_matrices(model, step):
-            matrix.check()
+        if step.signature.kind != "cache":
+            for matrix in find_matrices(model, step):
+                matrix.check()
     model = model if in_place else copy.deepcopy(model)
     with torch.no_grad(), _evaluating(model):
         for step, ids in zip(recipe, tokens, strict=True):
+            method = implementation(step.method)
+            if step.signature.kind == "cache":
+                log.simulated.append(f"{step.method}: {method.attach(model, step)}")
+                continue
             _walk(model, step, ids, log, progress)
+            if step.signature.kind == "activations":
+                log.simulated.append(f"{step.method}: inputs of all layers it compressed")
     log.bytes = packed_bytes(model, recipe, log)
     log.seconds = time.perf_counter() - started
     return Compressed(model, log)
-
-
-def check(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Raise an error where a recipe cannot be applied to a model; look at shapes alone.
-
-    The model may be on the meta device, so this can be asked before any weight is loaded.
-
-    Raises:
-        UsageError: a pattern or a group does not divide a layer's inputs (the layer is named).
-        ModelError: there is nothing to compress.
-    """
-    pruned = ""
-    for step in recipe:
-        if pruned and not step.signature.keeps_zeros:
-            raise UsageError(
-                f"recipe {str(recipe)!r}: the zero point of {step.method} is a real number, so "
-                f"none of its levels is 0 and what {pruned} pruned would come back; quantize "
-                "with rtn or gptq"
-            )
-        pruned = pruned or (str(step) if step.sparsity is not None else "")
-        _check_allocation(step)
-        found = find_matrices(model, step)
-        shapes = {matrix.name: matrix.shape for matrix in found}
-        if not shapes:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped[:3])
-            raise ModelError(
-                f"step {str(step)!r} finds nothing to compress in {type(model).__name__}"
-                + (f" ({reasons})" if reasons else "")
-            )
-        sparsity, scope = step.sparsity, scope_of(step)
-        if sparsity is not None and not sparsity.m and not any(counts(step, shapes)):
-            raise UsageError(
-                f"step {str(step)!r} prunes nothing: {sparsity} of "
-                f"{max(inputs for _, inputs in shapes.values())} inputs is less than one weight"
-            )
-        if sparsity is not None and sparsity.m and scope != "row":
-            raise UsageError(
-                f"step {str(step)!r}: the pattern {sparsity} holds within every {sparsity.m} "
-                f"weights, so scope={scope} means nothing; leave it out"
-            )
-        size = sparsity.m if sparsity is not None else int(step.get("group") or 0)
-        for name, (_, inputs) in shapes.items():
-            if size and inputs % size:
-                what = f"the pattern {sparsity}" if sparsity is not None else f"group={size}"
-                common = math.gcd(*(inputs for _, inputs in shapes.values()))
-                raise UsageError(
-                    f"step {str(step)!r}: {what} does not divide the {inputs} inputs of {name}; "
-                    f"take a size that divides {common}, which divides every layer's inputs"
-                )
-
-
-def _check_allocation(step: Step) -> None:
-    """Raise a `UsageError` where a step's allocation of sparsity has no meaning."""
-    sparsity, given = step.sparsity, dict(step.keys)
-    if sparsity is None:
-        return
-    if step["allocate"] == "owl":
-        if sparsity.m or scope_of(step) == "global":
-            what = f"the pattern {sparsity}" if sparsity.m else "scope=global"
-            raise UsageError(f"step {str(step)!r}: {what} leaves nothing to allocate to blocks")
-        spread, room = float(step["spread"]), min(sparsity.fraction, 1 - sparsity.fraction)
-        if 2 * spread >= room:
-            raise UsageError(
-                f"step {str(step)!r}: blocks may differ by 2 spread = {2 * spread:g} from the "
-                f"sparsity {sparsity}, which is beyond 0 or 1; take a spread below {room / 2:g}"
-            )
-        return
-    idle = {"outlier", "spread"} & set(given)
-    if not step.calibrated:
-        idle |= {"calib", "n", "length"} & set(given)
-    if idle:
-        raise UsageError(
-            f"step {str(step)!r}: {', '.join(sorted(idle))} means nothing without allocate=owl; "
-            "leave it out"
-        )
 
 
 def _walk(

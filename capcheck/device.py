@@ -19,6 +19,7 @@ from capcheck.backends import hub, loading
 from capcheck.backends.hf import HFBackend, out_of_memory
 from capcheck.backends.identity import device_name
 from capcheck.blocks import find_matrices
+from capcheck.check import check
 from capcheck.errors import CapcheckError, ModelError, UsageError
 from capcheck.recipe import Recipe, Step
 from capcheck.result import CompressionLog
@@ -33,6 +34,7 @@ _COMPRESSING = (
     "tasks",
     "calibrate.py",
     "apply.py",
+    "check.py",
     "experts.py",
     "blocks.py",
     "corpus.py",
@@ -82,7 +84,7 @@ class DeviceModels:
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Find out, without loading weights, whether the model and the recipes can work."""
         for recipe in recipes:
-            calibrate.check(recipe, self._prepared.empty)
+            check(recipe, self._prepared.empty)
             for step in recipe:
                 if step.calibrated:
                     corpus.files(step, self._settings.data)

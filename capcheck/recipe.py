@@ -44,12 +44,12 @@ class Step:
 
     Attributes:
         method: a name in `METHODS`.
-        argument: a `Sparsity`, or bits as an int.
+        argument: a `Sparsity`, bits as an int, or None where the method takes none.
         keys: the pairs that differ from the method's defaults, sorted by name.
     """
 
     method: str
-    argument: Sparsity | int
+    argument: Sparsity | int | None
     keys: tuple[tuple[str, Value], ...] = ()
 
     def __getitem__(self, key: str) -> Value:
@@ -80,12 +80,15 @@ class Step:
 
     @property
     def bits(self) -> int | None:
-        """The argument of a quantization step, else None."""
-        return None if isinstance(self.argument, Sparsity) else self.argument
+        """The bits of a quantization step, else None."""
+        if isinstance(self.argument, int):
+            return self.argument
+        return self.signature.width
 
     def __str__(self) -> str:
+        argument = "" if self.argument is None else f":{self.argument}"
         pairs = "".join(f",{key}={_spell(value)}" for key, value in self.keys)
-        return f"{self.method}:{self.argument}{pairs}"
+        return f"{self.method}{argument}{pairs}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,10 @@ def _step(part: str, text: str) -> Step:
             f"the methods are {known}"
         )
     signature = METHODS[name]
+    if signature.argument == "none":
+        if colon:
+            raise UsageError(f"recipe {text!r}: {name} takes no argument; write {name}")
+        return Step(name, None, _keys(name, pairs, text))
     if not colon or not argument.strip():
         example = {"sparsity": f"{name}:0.5 or {name}:2:4", "bits": f"{name}:4"}
         raise UsageError(
@@ -153,6 +160,12 @@ def _step(part: str, text: str) -> Step:
             f"for example {example[signature.argument]}"
         )
     read = _sparsity if signature.argument == "sparsity" else _bits
+    return Step(name, read(argument.strip(), text), _keys(name, pairs, text))
+
+
+def _keys(name: str, pairs: list[str], text: str) -> tuple[tuple[str, Value], ...]:
+    """Read a step's `key=value` pairs; those that say the default are left out."""
+    signature = METHODS[name]
     keys: dict[str, Value] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -160,7 +173,7 @@ def _step(part: str, text: str) -> Step:
         if not equals:
             raise UsageError(f"recipe {text!r}: {pair!r} is not key=value; {_GRAMMAR}")
         if key not in signature.keys:
-            known = ", ".join(sorted(signature.keys))
+            known = ", ".join(sorted(signature.keys)) or "none"
             raise UsageError(
                 f"recipe {text!r}: {name} has no key {key!r}{nearest(key, signature.keys)}; "
                 f"its keys are {known}"
@@ -169,7 +182,7 @@ def _step(part: str, text: str) -> Step:
             raise UsageError(f"recipe {text!r}: {key!r} is given twice")
         keys[key] = _value(value, key, signature.keys[key], text)
     kept = {key: value for key, value in keys.items() if value != signature.keys[key].default}
-    return Step(name, read(argument.strip(), text), tuple(sorted(kept.items())))
+    return tuple(sorted(kept.items()))
 
 
 def _sparsity(argument: str, text: str) -> Sparsity:

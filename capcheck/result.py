@@ -216,6 +216,7 @@ class CompressionLog:
         layers: one entry for every matrix and step.
         skipped: parameters of the blocks that a step could not compress, with the reason.
         fallbacks: where a method did something other than what its paper says, and why.
+        simulated: what is rounded while the model runs, and not in its weights.
         seconds: wall time of the whole recipe.
         bytes_dense, bytes: the weights' bytes before, and after with bits and sparsity counted
             as a packed format would hold them (a mask costs one bit a weight).
@@ -225,6 +226,7 @@ class CompressionLog:
     layers: list[Layer] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
+    simulated: list[str] = field(default_factory=list)
     seconds: float = 0.0
     bytes_dense: int = 0
     bytes: int = 0
@@ -236,6 +238,7 @@ class CompressionLog:
             "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers],
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "fallbacks": list(self.fallbacks),
+            "simulated": list(self.simulated),
             "seconds": round(self.seconds, 3),
             "bytes_dense": self.bytes_dense,
             "bytes": self.bytes,

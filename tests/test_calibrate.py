@@ -29,6 +29,8 @@ RECIPES = {
     "sparsegpt": ["sparsegpt:0.3", "sparsegpt:2:4,block=10", "sparsegpt:1:4"],
     "hqq": ["hqq:4", "hqq:3,group=8"],
     "rtn": ["rtn:4", "rtn:3,group=8", "rtn:2,symmetric=false"],
+    "w8a8": ["w8a8"],
+    "fp8": ["fp8"],
     "gptq": ["gptq:4", "gptq:3,group=8", "gptq:2,symmetric=false,actorder=true"],
 }
 
@@ -39,12 +41,14 @@ def _small_micro_batches(monkeypatch):
 
 
 def test_every_method_has_a_law():
-    assert set(RECIPES) == set(METHODS)
+    assert {*RECIPES, "kv"} == set(METHODS)  # kv touches no weight: tests/methods/test_served.py
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipes in RECIPES.values() for recipe in recipes])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MIXTURES])
 def test_laws(architecture, recipe):
+    if architecture in MIXTURES and METHODS[recipe.partition(":")[0]].kind == "activations":
+        pytest.skip("refused: what enters experts cannot be rounded (tests/methods/test_served.py)")
     dense = tiny(architecture)
     before = copy.deepcopy(dense.state_dict())
     result = compress(dense, recipe, calibration=token_ids())

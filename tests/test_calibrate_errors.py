@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from capcheck.calibrate import check, compress
+from capcheck.calibrate import compress
+from capcheck.check import check
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
 from tests.matrices import token_ids

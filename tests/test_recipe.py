@@ -32,11 +32,13 @@ def values(key):
 def steps(draw):
     name = draw(st.sampled_from(sorted(METHODS)))
     signature = METHODS[name]
-    if signature.argument == "bits":
+    if signature.argument == "none":
+        argument = None
+    elif signature.argument == "bits":
         argument = draw(st.integers(2, 8))
     else:
         argument = draw(FRACTIONS.map(Sparsity) | PATTERNS)
-    chosen = draw(st.sets(st.sampled_from(sorted(signature.keys))))
+    chosen = draw(st.sets(st.sampled_from(sorted(signature.keys)))) if signature.keys else ()
     keys = {key: draw(values(signature.keys[key])) for key in sorted(chosen)}
     kept = {key: value for key, value in keys.items() if value != signature.keys[key].default}
     return Step(name, argument, tuple(sorted(kept.items())))

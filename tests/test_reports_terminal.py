@@ -16,7 +16,7 @@ CHECK = {
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
-    "fallbacks": [], "seconds": 1.26, "bytes": 75, "bytes_dense": 100,
+    "fallbacks": [], "simulated": [], "seconds": 1.26, "bytes": 75, "bytes_dense": 100,
 }  # fmt: skip
 
 
@@ -90,6 +90,12 @@ def test_what_compression_did():
     assert text.count("has three dimensions") == 5
     assert "not compressed: 2 more, all in the JSON report" in text
     assert "fallback: block 3: a singular Hessian" in text
+    many = shown(logs=[{**LOG, "fallbacks": [f"expert {i}: no tokens" for i in range(9)]}])
+    assert many.count("no tokens") == 5
+    assert "fallback: 4 more, all in the JSON report" in many
+    cache = {**LOG, "recipe": "kv:8", "layers": [], "simulated": ["kv: keys and values of 8 bits"]}
+    assert "  simulated: kv: keys and values of 8 bits" in shown(logs=[cache])
+    assert "none" not in shown(logs=[{**LOG, "recipe": "none", "layers": []}])
 
 
 def test_the_model():

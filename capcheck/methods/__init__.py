@@ -12,19 +12,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Literal
 
-Kind = Literal["score", "quantizer", "solver"]
+Kind = Literal["score", "quantizer", "solver", "activations", "cache"]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
 `quantizer`: `quantize(weight, step)` -> weight on a grid.
 `solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
 kept entries have changed as well.
+`activations`: a quantizer that also has `inputs(x)` -> x, which rounds what enters the layer.
+`cache`: `attach(model, step)` -> what the log says; it changes no weight.
 A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`), one that has bits its
 `storage_bits(shape, step)`. Weights are always [outputs, inputs]; the walk sees to it that a zero
 stays zero.
 """
 
-Argument = Literal["sparsity", "bits"]
+Argument = Literal["sparsity", "bits", "none"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Signature:
 
     Attributes:
         kind: how the method plugs into the walk.
-        argument: what follows the colon.
+        argument: what follows the colon; `none`: nothing does.
         keys: the `key=value` pairs it takes.
         calibrated: whether it needs calibration text, however sparsity is allocated.
         keeps_zeros: whether a weight that is 0 is 0 afterwards.
+        width: bits of a weight, where no argument says so.
     """
 
     kind: Kind
@@ -56,6 +59,7 @@ class Signature:
     keys: Mapping[str, Key] = field(default_factory=dict)
     calibrated: bool = False
     keeps_zeros: bool = True
+    width: int | None = None
 
 
 _SCOPE: dict[str, Key] = {
@@ -126,6 +130,9 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
             },
             calibrated=True,
         ),
+        "w8a8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),
+        "fp8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),
+        "kv": Signature("cache", "bits"),
     }
 )
 """Every method by name."""

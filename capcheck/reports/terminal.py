@@ -50,25 +50,30 @@ def _about(run: JSON) -> str:
     return f"model {model.get('name', '')}" + (f" ({', '.join(found)})" if found else "")
 
 
+_SHOWN = 5
+"""Lines on what was left out, and on fallbacks, before the rest is counted."""
+
+
 def _compression(log: JSON) -> list[str]:
-    if not log["layers"]:
+    if not log["layers"] and not log["simulated"]:
         return []
     final = {layer["name"]: layer for layer in log["layers"]}
-    sparsity = _share([layer["sparsity"] for layer in final.values()])
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
     parts = [f"{len(final)} matrices"]
     if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
-        parts.append(f"sparsity {sparsity}")
+        parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
     if bits:
         parts.append(f"{_share(bits)} bits a weight")
     if log["bytes_dense"]:
         parts.append(f"{log['bytes'] / log['bytes_dense']:.0%} of the bytes")
     lines = [f"{log['recipe']}: {', '.join(parts)}, in {log['seconds']:.1f} s"]
-    skipped = log["skipped"]
-    lines += [f"  not compressed: {s['name']} ({s['reason']})" for s in skipped[:5]]
-    if len(skipped) > 5:
-        lines.append(f"  not compressed: {len(skipped) - 5} more, all in the JSON report")
-    return lines + [f"  fallback: {text}" for text in log["fallbacks"]]
+    lines += [f"  simulated: {text}" for text in log["simulated"]]
+    skipped = [f"{entry['name']} ({entry['reason']})" for entry in log["skipped"]]
+    for what, texts in (("not compressed", skipped), ("fallback", log["fallbacks"])):
+        lines += [f"  {what}: {text}" for text in texts[:_SHOWN]]
+        if len(texts) > _SHOWN:
+            lines.append(f"  {what}: {len(texts) - _SHOWN} more, all in the JSON report")
+    return lines
 
 
 def _share(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from capcheck.calibrate import check
+from capcheck.check import check
 from capcheck.errors import UsageError
 from capcheck.methods.hqq import quantize, storage_bits
 from capcheck.recipe import Recipe

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capcheck.blocks import find_blocks, find_matrices
-from capcheck.calibrate import check, compress
+from capcheck.calibrate import compress
+from capcheck.check import check
 from capcheck.errors import UsageError
 from capcheck.methods.owl import fractions, outliers
 from capcheck.methods.statistics import InputNorms

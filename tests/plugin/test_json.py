@@ -11,7 +11,7 @@ CHECK = {
     "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence",
 }  # fmt: skip
-LOG = {"recipe", "layers", "skipped", "fallbacks", "seconds", "bytes_dense", "bytes"}
+LOG = {"recipe", "layers", "skipped", "fallbacks", "simulated", "seconds", "bytes_dense", "bytes"}
 
 
 def test_every_key_is_there(folder):

@@ -1,0 +1,113 @@
+"""Whether a recipe fits a model: all that can be told from shapes, before a weight is loaded."""
+
+from __future__ import annotations
+
+import math
+
+from transformers import PreTrainedModel
+
+from capcheck.apply import counts, scope_of
+from capcheck.blocks import find_matrices
+from capcheck.errors import ModelError, UsageError
+from capcheck.recipe import Recipe, Step
+
+
+def check(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise an error where a recipe cannot be applied to a model; look at shapes alone.
+
+    The model may be on the meta device, so this can be asked before any weight is loaded.
+
+    Raises:
+        UsageError: a pattern or a group does not divide a layer's inputs (the layer is named), a
+            step has no meaning, or stands where it cannot.
+        ModelError: there is nothing to compress.
+    """
+    pruned = ""
+    for step in recipe:
+        if pruned and not step.signature.keeps_zeros:
+            raise UsageError(
+                f"recipe {str(recipe)!r}: the zero point of {step.method} is a real number, so "
+                f"none of its levels is 0 and what {pruned} pruned would come back; quantize "
+                "with rtn or gptq"
+            )
+        pruned = pruned or (str(step) if step.sparsity is not None else "")
+        _check_place(step, recipe)
+        _check_allocation(step)
+        if step.signature.kind != "cache":
+            _check_shapes(step, model)
+
+
+def _check_shapes(step: Step, model: PreTrainedModel) -> None:
+    """Raise an error where a model has nothing to compress, or matrices of the wrong sizes."""
+    found = find_matrices(model, step)
+    shapes = {matrix.name: matrix.shape for matrix in found}
+    if not shapes:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped[:3])
+        raise ModelError(
+            f"step {str(step)!r} finds nothing to compress in {type(model).__name__}"
+            + (f" ({reasons})" if reasons else "")
+        )
+    if step.signature.kind == "activations" and any(m.expert is not None for m in found):
+        raise UsageError(
+            f"step {str(step)!r}: what enters the experts of {type(model).__name__} cannot be "
+            "rounded; quantize its weights alone (rtn:8)"
+        )
+    sparsity, scope = step.sparsity, scope_of(step)
+    if sparsity is not None and not sparsity.m and not any(counts(step, shapes)):
+        raise UsageError(
+            f"step {str(step)!r} prunes nothing: {sparsity} of "
+            f"{max(inputs for _, inputs in shapes.values())} inputs is less than one weight"
+        )
+    if sparsity is not None and sparsity.m and scope != "row":
+        raise UsageError(
+            f"step {str(step)!r}: the pattern {sparsity} holds within every {sparsity.m} "
+            f"weights, so scope={scope} means nothing; leave it out"
+        )
+    size = sparsity.m if sparsity is not None else int(step.get("group") or 0)
+    for name, (_, inputs) in shapes.items():
+        if size and inputs % size:
+            what = f"the pattern {sparsity}" if sparsity is not None else f"group={size}"
+            common = math.gcd(*(inputs for _, inputs in shapes.values()))
+            raise UsageError(
+                f"step {str(step)!r}: {what} does not divide the {inputs} inputs of {name}; "
+                f"take a size that divides {common}, which divides every layer's inputs"
+            )
+
+
+def _check_place(step: Step, recipe: Recipe) -> None:
+    """Raise a `UsageError` where a step stands at a place in the recipe where it cannot."""
+    same = [other for other in recipe if other.signature.kind == step.signature.kind]
+    if step.signature.kind in ("activations", "cache") and len(same) > 1:
+        what = "a layer's inputs are" if step.signature.kind == "activations" else "the cache is"
+        raise UsageError(f"recipe {str(recipe)!r}: {what} rounded twice; keep one of the steps")
+    if step.signature.kind == "cache" and step is not recipe.steps[-1]:
+        raise UsageError(
+            f"recipe {str(recipe)!r}: {step.method} changes how the model runs, not its weights; "
+            "put it last"
+        )
+
+
+def _check_allocation(step: Step) -> None:
+    """Raise a `UsageError` where a step's allocation of sparsity has no meaning."""
+    sparsity, given = step.sparsity, dict(step.keys)
+    if sparsity is None:
+        return
+    if step["allocate"] == "owl":
+        if sparsity.m or scope_of(step) == "global":
+            what = f"the pattern {sparsity}" if sparsity.m else "scope=global"
+            raise UsageError(f"step {str(step)!r}: {what} leaves nothing to allocate to blocks")
+        spread, room = float(step["spread"]), min(sparsity.fraction, 1 - sparsity.fraction)
+        if 2 * spread >= room:
+            raise UsageError(
+                f"step {str(step)!r}: blocks may differ by 2 spread = {2 * spread:g} from the "
+                f"sparsity {sparsity}, which is beyond 0 or 1; take a spread below {room / 2:g}"
+            )
+        return
+    idle = {"outlier", "spread"} & set(given)
+    if not step.calibrated:
+        idle |= {"calib", "n", "length"} & set(given)
+    if idle:
+        raise UsageError(
+            f"step {str(step)!r}: {', '.join(sorted(idle))} means nothing without allocate=owl; "
+            "leave it out"
+        )
