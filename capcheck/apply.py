@@ -1,9 +1,9 @@
-"""Applying one step to one matrix, whatever the kind of its method, and the bytes it leaves."""
+"""Applying one step to matrices, whatever the kind of its method, and the bytes it leaves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from torch import Tensor, nn
@@ -17,47 +17,65 @@ from capcheck.recipe import Recipe, Step
 from capcheck.result import CompressionLog, Layer
 
 
-def compress_matrix(
+def compress_matrices(
+    matrices: Sequence[Matrix],
+    step: Step,
+    method: ModuleType,
+    statistic: Statistic | None,
+    cut: GlobalCut | None,
+) -> tuple[list[Layer], list[str]]:
+    """Compress matrices that share their inputs, in place.
+
+    Args:
+        matrices: the matrices.
+        step: the step, its sparsity that of these matrices.
+        method: the module of its method.
+        statistic: of their inputs, or None where there is none.
+        cut: where weights compete over all layers.
+
+    Returns:
+        The matrices' entries of the log, read back from the model, and what the method did
+        otherwise than its paper says.
+
+    Raises:
+        ModelError: a new weight is not finite, or its solver has no solution.
+    """
+    weights = [matrix.read() for matrix in matrices]  # [outputs, inputs] each
+    kind = step.signature.kind
+    notes: list[str] = []
+    if kind == "transform":
+        solved = method.transform(weights, statistic, step, [m.name for m in matrices])
+    elif kind == "solver":
+        solved = [method.solve(m.read(), statistic, step, m.name) for m in matrices]
+    if kind in ("transform", "solver"):
+        new = [one.weight for one in solved]
+        notes = [note for one in solved for note in one.notes]
+    elif kind == "score":
+        new = [_pruned(matrix, step, method, statistic, cut) for matrix in matrices]
+    else:
+        new = [method.quantize(weight, step) for weight in weights]
+    layers = []
+    for matrix, weight, changed in zip(matrices, weights, new, strict=True):
+        matrix.write(changed.masked_fill(weight == 0, 0))  # pruned stays pruned
+        if kind == "activations":
+            matrix.module.register_forward_pre_hook(RoundedInputs(method.inputs))
+        bits = method.storage_bits(matrix.shape, step) if step.bits is not None else None
+        sparsity = int((matrix.read() == 0).sum()) / weight.numel()
+        layers.append(Layer(matrix.name, step.method, matrix.shape, sparsity, bits))
+    return layers, list(dict.fromkeys(notes))
+
+
+def _pruned(
     matrix: Matrix,
     step: Step,
     method: ModuleType,
     statistic: Statistic | None,
     cut: GlobalCut | None,
-) -> tuple[Layer, list[str]]:
-    """Compress one matrix in place.
-
-    Args:
-        matrix: the matrix.
-        step: the step, its sparsity that of this matrix.
-        method: the module of its method.
-        statistic: of the matrix's inputs, or None where there is none.
-        cut: where weights compete over all layers.
-
-    Returns:
-        The matrix's entry of the log, read back from the model, and what the method did otherwise
-        than its paper says.
-
-    Raises:
-        ModelError: the new weight is not finite, or its solver has no solution.
-    """
-    weight = matrix.read()  # [outputs, inputs]
-    kind = step.signature.kind
-    notes: list[str] = []
-    if kind == "solver":
-        solved = method.solve(weight, statistic, step, matrix.name)
-        new, notes = solved.weight, solved.notes
-    elif kind == "score":
-        assert step.sparsity is not None
-        importance = _importance(matrix, step, method, statistic)
-        new = weight.masked_fill(~keep(importance, step.sparsity, scope_of(step), cut), 0)
-    else:
-        new = method.quantize(weight, step)
-    if kind == "activations":
-        matrix.module.register_forward_pre_hook(RoundedInputs(method.inputs))
-    bits = method.storage_bits(matrix.shape, step) if step.bits is not None else None
-    matrix.write(new.masked_fill(weight == 0, 0))  # pruned stays pruned
-    zeros = int((matrix.read() == 0).sum())
-    return Layer(matrix.name, step.method, matrix.shape, zeros / weight.numel(), bits), notes
+) -> Tensor:
+    assert step.sparsity is not None
+    importance = _importance(matrix, step, method, statistic)
+    mask = keep(importance, step.sparsity, scope_of(step), cut)
+    return matrix.read().masked_fill(~mask, 0)
 
 
 def _importance(

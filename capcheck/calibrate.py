@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capcheck.apply import compress_matrix, global_cut, packed_bytes
+from capcheck.apply import compress_matrices, global_cut, packed_bytes
 from capcheck.blocks import Matrix, find_blocks, find_matrices
 from capcheck.check import check
 from capcheck.corpus import token_ids
 from capcheck.methods import implementation, owl
 from capcheck.methods.statistics import Statistic
+from capcheck.observe import gather
 from capcheck.recipe import Recipe, Sparsity, Step
-from capcheck.replay import Replay, gather
+from capcheck.replay import Replay
 from capcheck.result import CompressionLog
 
 MICRO_BATCH = 4096
@@ -124,21 +125,22 @@ def _walk(
     log.fallbacks += [note for note in found.notes if note not in log.fallbacks]
     cut = global_cut(step, method, found)
 
-    def apply(step: Step, matrix: Matrix, statistic: Statistic | None) -> None:
+    def apply(step: Step, matrices: Sequence[Matrix], statistic: Statistic | None) -> None:
         tokens = 0 if statistic is None else statistic.tokens
-        enough = 1 if matrix.expert is None else FEW
+        enough = 1 if matrices[0].expert is None else FEW
         if step.signature.calibrated and tokens < enough:
-            log.fallbacks.append(
+            log.fallbacks.extend(
                 f"{step.method}: {tokens or 'no'} calibration token{'s' * (tokens > 1)} reached "
                 f"{matrix.name} as its input; every input counts alike there"
+                for matrix in matrices
             )
             statistic = None
-        layer, notes = compress_matrix(matrix, step, method, statistic, cut)
-        log.layers.append(layer)
+        layers, notes = compress_matrices(matrices, step, method, statistic, cut)
+        log.layers += layers
         log.fallbacks += [f"{step.method}: {note}" for note in notes]
 
     for matrix in found.before:
-        apply(step, matrix, None)
+        apply(step, [matrix], None)
     name, blocks = find_blocks(model)
     batches: Sequence[Tensor] = ()
     hidden: list[Tensor] = []
@@ -151,8 +153,8 @@ def _walk(
     for index, matrices in enumerate(found.blocks):
         run = partial(replay.run, index, hidden)
         statistics = gather(matrices, method.STATISTIC, run) if calibrated else {}
-        for matrix in matrices:
-            apply(steps[index], matrix, statistics.get(matrix.name))
+        for together in _sharing(matrices, statistics):
+            apply(steps[index], together, statistics.get(together[0].name))
         statistics.clear()  # before those of the next block are made
         if calibrated and (found.after or index + 1 < len(found.blocks)):
             for i, leaving in enumerate(run()):  # what the compressed block gives
@@ -162,7 +164,16 @@ def _walk(
     for matrix in found.after:
         run = partial(replay.finish, batches, hidden)
         statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
-        apply(step, matrix, statistics.get(matrix.name))
+        apply(step, [matrix], statistics.get(matrix.name))
+
+
+def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) -> list[list[Matrix]]:
+    """Return the matrices in order, those that share a statistic together."""
+    found: dict[int, list[Matrix]] = {}
+    for number, matrix in enumerate(matrices):
+        statistic = statistics.get(matrix.name)
+        found.setdefault(number if statistic is None else id(statistic), []).append(matrix)
+    return list(found.values())
 
 
 def _allocated(

@@ -36,6 +36,7 @@ _COMPRESSING = (
     "apply.py",
     "check.py",
     "experts.py",
+    "observe.py",
     "blocks.py",
     "corpus.py",
     "replay.py",

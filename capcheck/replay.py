@@ -7,23 +7,18 @@ at the price of its embeddings alone. After that any block runs by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capcheck.blocks import Matrix
 from capcheck.errors import ModelError
-from capcheck.experts import ExpertInputs, one_by_one
-from capcheck.methods.statistics import Statistic
 
 _HIDDEN = "hidden_states"
-S = TypeVar("S", bound=Statistic)
 
 
 @dataclass(frozen=True)
@@ -199,51 +194,6 @@ class Replay:
     def _as_output(self, index: int, hidden: Tensor) -> Any:
         length = self._tuples[index]
         return (hidden, *[None] * (length - 1)) if length else hidden
-
-
-def gather(
-    matrices: Sequence[Matrix], kind: type[S], run: Callable[[], Iterable[Any]]
-) -> dict[str, S]:
-    """Return a statistic for each matrix, by its name, of all that enters its module in `run`.
-
-    Args:
-        matrices: those of one block, or the head.
-        kind: what is gathered, the `STATISTIC` of a method.
-        run: passes the calibration text through them.
-
-    Raises:
-        ModelError: what entered a module holds NaN or infinity.
-    """
-    statistics: dict[str, S] = {}
-    handles = []
-    experts = [matrix for matrix in matrices if matrix.expert is not None]
-    for matrix in matrices:
-        statistic = kind(matrix.shape[1], matrix.parameter.device)
-        statistics[matrix.name] = statistic
-        if matrix.expert is None:
-            hook = partial(_watch, statistic)
-            handles.append(matrix.module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        with one_by_one(experts), ExpertInputs(experts, statistics) if experts else nullcontext():
-            for _ in run():
-                pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, statistic in statistics.items():
-        if not statistic.finite():
-            raise ModelError(
-                f"the calibration inputs of {name} hold NaN or infinity; load the model in "
-                "float32 or bfloat16, or look at the checkpoint"
-            )
-    return statistics
-
-
-def _watch(
-    statistic: Statistic, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    x: Tensor = args[0] if args else kwargs["input"]
-    statistic.add(x.reshape(-1, x.shape[-1]))  # [tokens, inputs]
 
 
 @contextmanager

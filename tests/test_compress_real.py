@@ -80,6 +80,7 @@ def test_what_a_solver_wins():
     assert perplexity("ria:0.5") < perplexity("magnitude:0.5")
     assert perplexity("gptq:4") < perplexity("rtn:4")
     assert perplexity("gptq:3") < perplexity("rtn:3")
+    assert perplexity("awq:3") < perplexity("rtn:3")
     assert perplexity("sparsegpt:2:4+gptq:4") < perplexity("sparsegpt:2:4+rtn:4")
 
 

@@ -8,8 +8,8 @@ import torch
 from capcheck.blocks import find_blocks, find_matrices
 from capcheck.calibrate import compress
 from capcheck.methods import implementation, wanda
+from capcheck.observe import gather
 from capcheck.recipe import Recipe
-from capcheck.replay import gather
 from tests.matrices import linears, tiny, token_ids
 from tests.tiny import MIXTURES
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Literal
 
-Kind = Literal["score", "quantizer", "solver", "activations", "cache"]
+Kind = Literal["score", "quantizer", "solver", "transform", "activations", "cache"]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
 `quantizer`: `quantize(weight, step)` -> weight on a grid.
 `solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
 kept entries have changed as well.
+`transform`: `transform(weights, statistic, step, names)` -> a `Solved` for each of several weights
+that share their inputs.
 `activations`: a quantizer that also has `inputs(x)` -> x, which rounds what enters the layer.
 `cache`: `attach(model, step)` -> what the log says; it changes no weight.
 A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`), one that has bits its
@@ -129,6 +131,9 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
                 **_SCOPE,
             },
             calibrated=True,
+        ),
+        "awq": Signature(
+            "transform", "bits", {**_GRID, **_CALIBRATION, **_SEED, **_SCOPE}, calibrated=True
         ),
         "w8a8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),
         "fp8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),

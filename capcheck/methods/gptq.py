@@ -16,8 +16,8 @@ from torch import Tensor
 
 from capcheck.methods.grid import Grid, fit
 from capcheck.methods.grid import storage_bits as storage_bits
-from capcheck.methods.obs import BLOCK, Hessian, inverse_factor, sweep
-from capcheck.methods.solved import Solved, prepared
+from capcheck.methods.obs import BLOCK, Hessian, sweep
+from capcheck.methods.solved import Problem, Solved
 from capcheck.recipe import Step
 
 STATISTIC = Hessian
@@ -40,16 +40,16 @@ def solve(weight: Tensor, statistic: Hessian | None, step: Step, name: str) -> S
         ModelError: the Hessian cannot be inverted.
     """
     assert step.bits is not None
-    wide, hessian, notes = prepared(weight, statistic, name)
+    problem = Problem(weight, statistic, name)
     group = int(step["group"]) or weight.shape[1]
     fixed = bool(step["actorder"]) or group == weight.shape[1]
     order = torch.arange(weight.shape[1], device=weight.device)
     if step["actorder"]:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    rounder = _Rounder(wide, weight.dtype, step, group, order, fixed=fixed)
-    factor, more = inverse_factor(hessian[order][:, order], float(step["damp"]), name)
-    found = sweep(wide[:, order], factor, rounder, BLOCK if fixed else _block(group))
-    return Solved(found[:, order.argsort()], [*notes, *more])
+        order = problem.inputs.argsort(descending=True, stable=True)
+    rounder = _Rounder(problem.weight, weight.dtype, step, group, order, fixed=fixed)
+    factor = problem.factor(float(step["damp"]), order if step["actorder"] else None)
+    found = sweep(problem.weight[:, order], factor, rounder, BLOCK if fixed else _block(group))
+    return Solved(found[:, order.argsort()], problem.notes)
 
 
 class _Rounder:

@@ -32,6 +32,7 @@ class Hessian:
     def __init__(self, inputs: int, device: torch.device) -> None:
         self.tokens = 0
         self._sum = torch.zeros(inputs, inputs, dtype=torch.float32, device=device)
+        self._factors: dict[tuple[float, bool], tuple[Tensor, list[str]]] = {}
 
     def add(self, x: Tensor) -> None:
         """Take the inputs of more tokens: [tokens, inputs], any floating dtype."""
@@ -45,9 +46,27 @@ class Hessian:
         """Whether every input so far was finite."""
         return bool(self._sum.diagonal().isfinite().all())
 
+    def diagonal(self) -> Tensor:
+        """Return H_jj of each input: [inputs]."""
+        return self._sum.diagonal() / max(1, self.tokens)
+
     def mean(self) -> Tensor:
-        """Return H; what is accumulated is given up with it."""
-        return self._sum.div_(max(1, self.tokens))
+        """Return H."""
+        return self._sum / max(1, self.tokens)
+
+    def factor(self, damp: float, order: Tensor | None, name: str) -> tuple[Tensor, list[str]]:
+        """Return `inverse_factor` of H, computed once for all layers that share these inputs.
+
+        Args:
+            damp: as for `inverse_factor`.
+            order: that of falling H_jj, or None for that of the inputs.
+            name: of the weight, for the messages.
+        """
+        key = (damp, order is None)
+        if key not in self._factors:
+            hessian = self.mean() if order is None else self.mean()[order][:, order]
+            self._factors[key] = inverse_factor(hessian, damp, name)
+        return self._factors[key]
 
 
 class Target(Protocol):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capcheck.methods.obs import Hessian, inverse_factor, sweep
-from capcheck.methods.solved import Solved, prepared
+from capcheck.methods.obs import Hessian, sweep
+from capcheck.methods.solved import Problem, Solved
 from capcheck.methods.sparsity import count, keep_rows
 from capcheck.recipe import Sparsity, Step
 
@@ -35,17 +35,16 @@ def solve(weight: Tensor, statistic: Hessian | None, step: Step, name: str) -> S
         ModelError: the Hessian cannot be inverted.
     """
     assert step.sparsity is not None
-    wide, hessian, notes = prepared(weight, statistic, name)
-    factor, more = inverse_factor(hessian, float(step["damp"]), name)
-    size = _block(step)
-    pruner = _Pruner(weight == 0, hessian.diagonal(), step.sparsity, size)
-    return Solved(sweep(wide, factor, pruner, size), [*notes, *more])
+    problem = Problem(weight, statistic, name)
+    factor = problem.factor(float(step["damp"]))
+    pruner = _Pruner(weight == 0, problem.inputs, step.sparsity)
+    return Solved(sweep(problem.weight, factor, pruner, _block(step)), problem.notes)
 
 
 class _Pruner:
     """Chooses a block's mask when it is entered, or a group's when its first column is reached."""
 
-    def __init__(self, zero: Tensor, inputs: Tensor, sparsity: Sparsity, block: int) -> None:
+    def __init__(self, zero: Tensor, inputs: Tensor, sparsity: Sparsity) -> None:
         self._zero = zero.T  # [inputs, outputs]
         self._inputs = inputs
         self._sparsity = sparsity
