@@ -26,6 +26,7 @@ from capcheck.apply import compress_matrices, global_cut, packed_bytes
 from capcheck.blocks import Matrix, find_blocks, find_matrices
 from capcheck.check import check
 from capcheck.corpus import token_ids
+from capcheck.errors import UsageError
 from capcheck.methods import implementation, owl
 from capcheck.methods.statistics import Statistic
 from capcheck.observe import gather
@@ -83,6 +84,11 @@ def compress(
     started = time.perf_counter()
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     check(recipe, model)
+    if any(step.signature.kind == "checkpoint" for step in recipe):
+        raise UsageError(
+            f"recipe {str(recipe)!r} names a model that is compressed already: load it with "
+            "capcheck.load, or give the recipe to pytest"
+        )
     log = CompressionLog(str(recipe))
     log.bytes_dense = sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = [

@@ -33,7 +33,7 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
         pruned = pruned or (str(step) if step.sparsity is not None else "")
         _check_place(step, recipe)
         _check_allocation(step)
-        if step.signature.kind != "cache":
+        if step.signature.kind not in ("cache", "checkpoint"):
             _check_shapes(step, model)
 
 
@@ -80,6 +80,10 @@ def _check_place(step: Step, recipe: Recipe) -> None:
     if step.signature.kind in ("activations", "cache") and len(same) > 1:
         what = "a layer's inputs are" if step.signature.kind == "activations" else "the cache is"
         raise UsageError(f"recipe {str(recipe)!r}: {what} rounded twice; keep one of the steps")
+    if step.signature.kind == "checkpoint" and len(recipe.steps) > 1:
+        raise UsageError(
+            f"recipe {str(recipe)!r}: {step} loads a checkpoint as it is, so it stands alone"
+        )
     if step.signature.kind == "cache" and step is not recipe.steps[-1]:
         raise UsageError(
             f"recipe {str(recipe)!r}: {step.method} changes how the model runs, not its weights; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from capcheck import __version__, calibrate, corpus
+from capcheck import __version__, calibrate, corpus, ready
 from capcheck.backends import hub, loading
 from capcheck.backends.hf import HFBackend, out_of_memory
 from capcheck.backends.identity import device_name
@@ -66,6 +67,7 @@ class DeviceModels:
         self._kept: dict[str, HFBackend] = {}
         self._logs: dict[Recipe, CompressionLog] = {}
         self._identities: dict[Recipe, dict[str, Any]] = {}
+        self._checkpoints: dict[Recipe, loading.Prepared | None] = {}
         self._failed: dict[str, CapcheckError] = {}
         self._turn: Turn | None = None
 
@@ -82,10 +84,29 @@ class DeviceModels:
             trust_remote_code=self._settings.trust_remote_code,
         )
 
+    def _checkpoint(self, recipe: Recipe) -> loading.Prepared | None:
+        """Return what a recipe loads in the dense model's place, looked at; None where nothing."""
+        if recipe not in self._checkpoints:
+            named = [s.argument for s in recipe if s.signature.kind == "checkpoint"]
+            self._checkpoints[recipe] = (
+                hub.prepare(
+                    str(named[0]),
+                    device=self._prepared.device,
+                    dtype=self._prepared.dtype,
+                    batch_tokens=self._settings.batch_tokens,
+                    trust_remote_code=self._settings.trust_remote_code,
+                )
+                if named
+                else None
+            )
+        return self._checkpoints[recipe]
+
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Find out, without loading weights, whether the model and the recipes can work."""
         for recipe in recipes:
             check(recipe, self._prepared.empty)
+            if (other := self._checkpoint(recipe)) is not None:
+                ready.belongs(self._prepared, other)
             for step in recipe:
                 if step.calibrated:
                     corpus.files(step, self._settings.data)
@@ -121,7 +142,10 @@ class DeviceModels:
         known = {k: v for k, v in self._prepared.identity.items() if k != "name"}
         known["capcheck"] = __version__
         known["code"] = _code_digest(_COMPRESSING if recipe else _ASKING)
-        if recipe:
+        if (other := self._checkpoint(recipe)) is not None:
+            # Wherever it lies. It is asked with the dense model's tokenizer.
+            known["checkpoint"] = other.info.digest
+        elif recipe:
             known["recipe"] = str(recipe)
             known["calibration"] = [
                 _calibration_digest(step, self._settings.data) for step in recipe if step.calibrated
@@ -218,8 +242,11 @@ class DeviceModels:
             del self._kept[label]
         self._place(None)
         self._free()
+        if (other := self._checkpoint(recipe)) is not None:
+            return self._ready(recipe, dense, other)
         model = copy.deepcopy(dense.model).to(self._prepared.device)
-        blocks = self._prepared.empty.config.get_text_config().num_hidden_layers * len(recipe.steps)
+        walks = sum(step.signature.kind != "cache" for step in recipe)
+        blocks = self._prepared.empty.config.get_text_config().num_hidden_layers * walks
         with self._progress(f"compress [{recipe}]", blocks) as advance:
             found = calibrate.compress(
                 model,
@@ -231,6 +258,15 @@ class DeviceModels:
             )
         self._logs[recipe] = found.log
         return dense.with_model(found.model, recipe=str(recipe))
+
+    def _ready(self, recipe: Recipe, dense: HFBackend, other: loading.Prepared) -> HFBackend:
+        """Load what is compressed already; it is asked as the dense model is."""
+        started = time.perf_counter()
+        log = ready.log_of(str(recipe), self._prepared, other, ready.belongs(self._prepared, other))
+        model = other.load().model
+        log.seconds = time.perf_counter() - started
+        self._logs[recipe] = log
+        return dense.with_model(model, recipe=str(recipe))
 
     def _loaded(self, control: bool) -> HFBackend:
         if not control:

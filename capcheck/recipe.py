@@ -9,18 +9,14 @@ two texts that mean the same give equal recipes. Nothing here imports torch.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
 from capcheck.errors import UsageError, nearest
 from capcheck.methods import METHODS, Key, Signature
+from capcheck.recipe_text import GRAMMAR, decimal, spell, split, unquote
 
 Value = int | float | bool | str
-
-_PLAIN = re.compile(r"[^\s'\"+,=:][^\s'\"+,=]*")
-_GRAMMAR = "a recipe is method[:argument][,key=value…], steps joined by '+', or 'none'"
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Sparsity:
     m: int = 0
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}" if self.m else _number(self.fraction)
+        return f"{self.n}:{self.m}" if self.m else spell(self.fraction)
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,13 @@ class Step:
 
     Attributes:
         method: a name in `METHODS`.
-        argument: a `Sparsity`, bits as an int, or None where the method takes none.
+        argument: a `Sparsity`, bits as an int, a path or name as a str, or None where the method
+            takes none.
         keys: the pairs that differ from the method's defaults, sorted by name.
     """
 
     method: str
-    argument: Sparsity | int | None
+    argument: Sparsity | int | str | None
     keys: tuple[tuple[str, Value], ...] = ()
 
     def __getitem__(self, key: str) -> Value:
@@ -86,8 +83,8 @@ class Step:
         return self.signature.width
 
     def __str__(self) -> str:
-        argument = "" if self.argument is None else f":{self.argument}"
-        pairs = "".join(f",{key}={_spell(value)}" for key, value in self.keys)
+        argument = "" if self.argument is None else f":{_argument(self.argument)}"
+        pairs = "".join(f",{key}={spell(value)}" for key, value in self.keys)
         return f"{self.method}{argument}{pairs}"
 
 
@@ -107,7 +104,7 @@ class Recipe:
         """
         if text.strip() == "none":
             return cls()
-        return cls(tuple(_step(part, text) for part in _split(text, "+", text)))
+        return cls(tuple(_step(part, text) for part in split(text, "+", text)))
 
     def __str__(self) -> str:
         return "+".join(map(str, self.steps)) or "none"
@@ -137,7 +134,7 @@ class Recipe:
 
 
 def _step(part: str, text: str) -> Step:
-    head, *pairs = _split(part, ",", text)
+    head, *pairs = split(part, ",", text)
     name, colon, argument = head.partition(":")
     name = name.strip()
     if name == "none":
@@ -154,13 +151,17 @@ def _step(part: str, text: str) -> Step:
             raise UsageError(f"recipe {text!r}: {name} takes no argument; write {name}")
         return Step(name, None, _keys(name, pairs, text))
     if not colon or not argument.strip():
-        example = {"sparsity": f"{name}:0.5 or {name}:2:4", "bits": f"{name}:4"}
+        example = {
+            "sparsity": f"{name}:0.5 or {name}:2:4",
+            "bits": f"{name}:4",
+            "path": f"{name}:./checkpoint",
+        }
         raise UsageError(
             f"recipe {text!r}: {name} needs its {signature.argument}, "
             f"for example {example[signature.argument]}"
         )
-    read = _sparsity if signature.argument == "sparsity" else _bits
-    return Step(name, read(argument.strip(), text), _keys(name, pairs, text))
+    found = _READERS[signature.argument](argument.strip(), text)
+    return Step(name, found, _keys(name, pairs, text))
 
 
 def _keys(name: str, pairs: list[str], text: str) -> tuple[tuple[str, Value], ...]:
@@ -171,7 +172,7 @@ def _keys(name: str, pairs: list[str], text: str) -> tuple[tuple[str, Value], ..
         key, equals, value = pair.partition("=")
         key = key.strip()
         if not equals:
-            raise UsageError(f"recipe {text!r}: {pair!r} is not key=value; {_GRAMMAR}")
+            raise UsageError(f"recipe {text!r}: {pair!r} is not key=value; {GRAMMAR}")
         if key not in signature.keys:
             known = ", ".join(sorted(signature.keys)) or "none"
             raise UsageError(
@@ -199,7 +200,7 @@ def _sparsity(argument: str, text: str) -> Sparsity:
                 "so 0 < N < M, like 2:4"
             )
         return Sparsity((m - n) / m, n, m)
-    fraction = float(_decimal(argument, text, "a sparsity"))
+    fraction = float(decimal(argument, text, "a sparsity"))
     if not 0 < fraction < 1:
         raise UsageError(
             f"recipe {text!r}: the sparsity {argument} must lie between 0 and 1 "
@@ -214,9 +215,23 @@ def _bits(argument: str, text: str) -> int:
     return int(argument)
 
 
+def _path(argument: str, text: str) -> str:
+    plain = unquote(argument)
+    if not plain.strip():
+        raise UsageError(f"recipe {text!r}: a path must not be empty")
+    return plain
+
+
+_READERS: dict[str, Callable[[str, str], Sparsity | int | str]] = {
+    "sparsity": _sparsity,
+    "bits": _bits,
+    "path": _path,
+}
+
+
 def _value(raw: str, key: str, spec: Key, text: str) -> Value:
     raw = raw.strip()
-    plain = _unquote(raw)
+    plain = unquote(raw)
     if plain == "":
         raise UsageError(f"recipe {text!r}: {key!r} has no value")
     if spec.type is bool:
@@ -230,7 +245,7 @@ def _value(raw: str, key: str, spec: Key, text: str) -> Value:
                 f"not {plain!r}{nearest(plain, spec.choices)}"
             )
         return plain
-    number = _decimal(plain, text, key)
+    number = decimal(plain, text, key)
     if spec.type is int and number != number.to_integral_value():
         raise UsageError(f"recipe {text!r}: {key} is an integer, not {plain!r}")
     value = int(number) if spec.type is int else float(number)
@@ -241,66 +256,5 @@ def _value(raw: str, key: str, spec: Key, text: str) -> Value:
     return value
 
 
-def _decimal(plain: str, text: str, what: str) -> Decimal:
-    try:
-        number = Decimal(plain)
-    except InvalidOperation:
-        number = Decimal("nan")
-    if (
-        not number.is_finite()
-        or not plain.isascii()
-        or "_" in plain
-        or abs(number) > Decimal(2**53)
-    ):
-        raise UsageError(f"recipe {text!r}: {what} is a number, not {plain!r}")
-    return number
-
-
-def _number(value: float) -> str:
-    """Spell a number canonically: the shortest plain decimal that reads back the same."""
-    return format(Decimal(repr(value)).normalize(), "f")
-
-
-def _spell(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return _number(value)
-    if isinstance(value, int) or _PLAIN.fullmatch(value):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _unquote(raw: str) -> str:
-    if len(raw) >= 2 and raw[0] in "'\"" and raw[-1] == raw[0]:
-        return re.sub(r"\\(.)", r"\1", raw[1:-1], flags=re.DOTALL)
-    return raw
-
-
-def _split(part: str, separator: str, text: str) -> list[str]:
-    """Split at a separator outside quotes; a backslash in quotes keeps the next character."""
-    pieces, current, quote, i = [], "", "", 0
-    while i < len(part):
-        char = part[i]
-        if quote and char == "\\" and i + 1 < len(part):
-            current += part[i : i + 2]
-            i += 2
-            continue
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char == separator:
-            pieces.append(current)
-            current = ""
-            i += 1
-            continue
-        current += char
-        i += 1
-    if quote:
-        raise UsageError(f"recipe {text!r}: the quote {quote} is not closed")
-    pieces.append(current)
-    if any(not piece.strip() for piece in pieces):
-        raise UsageError(f"recipe {text!r}: a part is empty; {_GRAMMAR}")
-    return pieces
+def _argument(argument: Sparsity | int | str) -> str:
+    return spell(argument) if isinstance(argument, str) else str(argument)

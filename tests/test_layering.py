@@ -17,7 +17,7 @@ LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
     ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
-    ("device", "turn", "store", "comparison", "stats", "perplexity_stats", "bounded_mean"),
+    ("device", "ready", "turn", "store", "comparison", "stats", "perplexity_stats", "bounded_mean"),
     (
         "methods.*",
         "backends",
@@ -34,6 +34,7 @@ LEVELS = (
     ("task", "settings", "options"),
     ("rows",),
     ("recipe",),
+    ("recipe_text",),
     ("methods", "result", "errors", "__init__"),
 )
 PYTEST = {"plugin", "run", "collect", "hookspec", "xdist_scheduler"}

@@ -34,6 +34,8 @@ def steps(draw):
     signature = METHODS[name]
     if signature.argument == "none":
         argument = None
+    elif signature.argument == "path":
+        argument = draw(AWKWARD.filter(lambda text: text.strip()))
     elif signature.argument == "bits":
         argument = draw(st.integers(2, 8))
     else:

@@ -95,7 +95,7 @@ def test_what_compression_did():
     assert "fallback: 4 more, all in the JSON report" in many
     cache = {**LOG, "recipe": "kv:8", "layers": [], "simulated": ["kv: keys and values of 8 bits"]}
     assert "  simulated: kv: keys and values of 8 bits" in shown(logs=[cache])
-    assert "none" not in shown(logs=[{**LOG, "recipe": "none", "layers": []}])
+    assert "none" not in shown(logs=[{**LOG, "recipe": "none", "layers": [], "bytes": 100}])
 
 
 def test_the_model():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Literal
 
-Kind = Literal["score", "quantizer", "solver", "transform", "activations", "cache"]
+Kind = Literal["score", "quantizer", "solver", "transform", "activations", "cache", "checkpoint"]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
@@ -23,12 +23,13 @@ kept entries have changed as well.
 that share their inputs.
 `activations`: a quantizer that also has `inputs(x)` -> x, which rounds what enters the layer.
 `cache`: `attach(model, step)` -> what the log says; it changes no weight.
+`checkpoint`: no code here; what is compressed already is loaded in the dense model's place.
 A calibrated method names its `STATISTIC` (`capcheck.methods.statistics`), one that has bits its
 `storage_bits(shape, step)`. Weights are always [outputs, inputs]; the walk sees to it that a zero
 stays zero.
 """
 
-Argument = Literal["sparsity", "bits", "none"]
+Argument = Literal["sparsity", "bits", "path", "none"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
         "w8a8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),
         "fp8": Signature("activations", "none", {"head": _SCOPE["head"]}, width=8),
         "kv": Signature("cache", "bits"),
+        "load": Signature("checkpoint", "path"),
     }
 )
 """Every method by name."""

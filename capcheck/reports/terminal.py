@@ -55,11 +55,12 @@ _SHOWN = 5
 
 
 def _compression(log: JSON) -> list[str]:
-    if not log["layers"] and not log["simulated"]:
+    changed = log["layers"] or log["simulated"] or log["bytes"] != log["bytes_dense"]
+    if not changed and not log["fallbacks"]:
         return []
     final = {layer["name"]: layer for layer in log["layers"]}
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
-    parts = [f"{len(final)} matrices"]
+    parts = [f"{len(final)} matrices"] if final else []
     if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
         parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
     if bits:
