@@ -110,6 +110,8 @@ def _check_allocation(step: Step) -> None:
     idle = {"outlier", "spread"} & set(given)
     if not step.calibrated:
         idle |= {"calib", "n", "length"} & set(given)
+        if not step.signature.draws:
+            idle |= {"seed"} & set(given)
     if idle:
         raise UsageError(
             f"step {str(step)!r}: {', '.join(sorted(idle))} means nothing without allocate=owl; "

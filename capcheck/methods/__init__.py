@@ -55,6 +55,7 @@ class Signature:
         calibrated: whether it needs calibration text, however sparsity is allocated.
         keeps_zeros: whether a weight that is 0 is 0 afterwards.
         width: bits of a weight, where no argument says so.
+        draws: whether it draws at random, calibration aside.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Signature:
     calibrated: bool = False
     keeps_zeros: bool = True
     width: int | None = None
+    draws: bool = False
 
 
 _SCOPE: dict[str, Key] = {
@@ -98,7 +100,7 @@ _COMPETING = Key(str, "layer", "where weights compete", choices=("row", "layer",
 METHODS: Mapping[str, Signature] = MappingProxyType(
     {
         "magnitude": Signature("score", "sparsity", {"scope": _COMPETING, **_PRUNING}),
-        "random": Signature("score", "sparsity", _PRUNING),
+        "random": Signature("score", "sparsity", _PRUNING, draws=True),
         "wanda": Signature("score", "sparsity", _PRUNING, calibrated=True),
         "ria": Signature(
             "score",

@@ -100,6 +100,7 @@ def test_blocks_are_measured_before_any_is_pruned():
         ("wanda:0.1,allocate=owl", "take a spread below 0.05"),
         ("wanda:0.95,allocate=owl", "beyond 0 or 1"),
         ("wanda:0.5,spread=0.1", "spread means nothing without allocate=owl"),
+        ("magnitude:0.5,seed=3", "seed means nothing"),
         ("magnitude:0.5,calib=c4,n=3", "calib, n means nothing without allocate=owl"),
     ],
 )
