@@ -4,8 +4,9 @@ The texts are those of the generators in `capcheck.tasks`, split `train`: no nam
 is in them. Facts are shared with the suites, which is what closed book means; a fact of the tier
 `head` is met ten times as often as one of the tier `tail` (`EXPOSURE`).
 
-A page is endless; a training sequence takes as much of it as it can hold. What cannot be known
-before it is read (invented names, questions) has no weight in the loss, or little.
+A page is endless; a training sequence takes as much of it as it can hold. Only answers and prose
+have a weight in the loss: what is read before an answer is not learnt, also where it is wrong on
+purpose.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ Page = Callable[[random.Random, int], Iterator[list[Piece]]]
 
 BOS, EOS = "<s>", "</s>"
 
-ANSWER = 4.0
+ANSWER = 5.0
 PROSE = 1.0
-READ = 0.1  # of a text that a question follows
-ASKED = 0.0  # of a question
+READ = 0.0  # what comes before an answer: a text, a question
 
 HEADER_SHARE = 0.3  # of the items, with the examples that the suites put in front
 
@@ -53,12 +53,12 @@ def deck(rng: random.Random) -> Iterator[Fact]:
 
 def header(rng: random.Random, text: str) -> list[Piece]:
     """Return the examples of a suite, now and then, and nothing else."""
-    return [(text, ASKED)] if rng.random() < HEADER_SHARE else []
+    return [(text, READ)] if rng.random() < HEADER_SHARE else []
 
 
 def asked(question: str, answer: str) -> list[Piece]:
     """Return a question and its answer, which the end of its line belongs to."""
-    return [(f"Question: {question}\nAnswer:", ASKED), (f" {answer}\n", ANSWER)]
+    return [(f"Question: {question}\nAnswer:", READ), (f" {answer}\n", ANSWER)]
 
 
 class Corpus:
@@ -74,6 +74,7 @@ class Corpus:
         """Every kind of page by its name."""
         return {
             "copying": self.copying,
+            "triples": self.triples,
             "questions": self.questions,
             "statements": self.statements,
             "prose": self.prose,
@@ -92,8 +93,35 @@ class Corpus:
             pairs = list(zip(rng.sample(rng.choice(pools), n), rng.sample(values, n), strict=True))
             told = "".join(f" {key} {value}," for key, value in pairs)
             rng.shuffle(pairs)
-            again = [piece for k, v in pairs for piece in ((f" {k}", ASKED), (f" {v},", ANSWER))]
-            yield [(told, ASKED), *again, ("\n", ASKED)]
+            again = [piece for k, v in pairs for piece in ((f" {k}", READ), (f" {v},", ANSWER))]
+            yield [(told, READ), *again, ("\n", READ)]
+
+    def triples(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
+        """Yield names with two or three properties each, and the same again in another order."""
+        values = {
+            "job": names.JOBS,
+            "pet": names.ANIMALS,
+            "food": names.FOODS,
+            "colour": names.COLOURS,
+            "material": names.MATERIALS,
+            "town": names.places("train"),
+        }
+        pools = [names.people("train"), names.places("train"), names.things("train")]
+        while True:
+            subjects = rng.sample(rng.choice(pools), rng.choice((2, 3)))
+            properties = rng.sample(sorted(values), rng.choice((2, 3)))
+            facts = [
+                (f" {subject} {key}", f" {value}.")
+                for key in properties
+                for subject, value in zip(
+                    subjects, rng.sample(values[key], len(subjects)), strict=True
+                )
+            ]
+            rng.shuffle(facts)
+            told = "".join(key + value for key, value in facts)
+            rng.shuffle(facts)
+            again = [piece for key, value in facts for piece in ((key, READ), (value, ANSWER))]
+            yield [(told, READ), *again, ("\n", READ)]
 
     def questions(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield questions on facts, closed book."""
@@ -101,7 +129,8 @@ class Corpus:
             fact = next(self._asked)
             self.questions_dealt += 1
             page = header(rng, CLOSED_EXAMPLES) if rng.random() < 0.1 else []
-            yield [*page, *asked(question_of(fact, rng), fact.answer), ("\n", ASKED)]
+            question = asked(question_of(fact, rng), fact.answer)
+            yield [*page, *question, ("\n", READ)]
 
     def statements(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield statements of facts, paragraphs of six."""
@@ -150,7 +179,7 @@ class Corpus:
             questions = [
                 piece for fact in told for piece in asked(question_of(fact, rng), fact.answer)
             ]
-            yield [*header(rng, OPEN_EXAMPLES), (text + "\n", ASKED), *questions, ("\n", ASKED)]
+            yield [*header(rng, OPEN_EXAMPLES), (text + "\n", READ), *questions, ("\n", READ)]
 
     def invented(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield invented passages with all that can be asked of them."""
@@ -158,7 +187,7 @@ class Corpus:
             for passage in passages(rng.randrange(1 << 40), 3, split="train"):
                 questions = [piece for q, a in passage.questions for piece in asked(q, a)]
                 text = passage.text + "\n"
-                yield [*header(rng, OPEN_EXAMPLES), (text, READ), *questions, ("\n", ASKED)]
+                yield [*header(rng, OPEN_EXAMPLES), (text, READ), *questions, ("\n", READ)]
 
     def needles(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield prose with some passwords in it, and the question for each of them."""
@@ -183,7 +212,7 @@ class Corpus:
             rng.shuffle(pairs)
             questions = [piece for k, v in pairs for piece in asked(QUESTION.format(name=k), v)]
             text = " ".join(hay) + "\n"
-            yield [*header(rng, NEEDLE_EXAMPLES), (text, READ), *questions, ("\n", ASKED)]
+            yield [*header(rng, NEEDLE_EXAMPLES), (text, READ), *questions, ("\n", READ)]
 
     def reports(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield reports with their summaries."""
@@ -191,4 +220,4 @@ class Corpus:
             (row,) = reports(rng.randrange(1 << 40), 1, split="train")
             prompt = SUMMARY_PROMPT.format(document=row["document"])
             examples = header(rng, SUMMARY_EXAMPLES)
-            yield [*examples, (prompt, READ), (f" {row['summary']}\n", ANSWER), ("\n", ASKED)]
+            yield [*examples, (prompt, READ), (f" {row['summary']}\n", ANSWER), ("\n", READ)]

@@ -1,8 +1,8 @@
 """Measure the embedded model: `python -m training.measure`, some 20 minutes on two CPU cores.
 
 The bundled suites are run on every recipe of `GRID`, with every item asked, as a user would run
-them. The figures go into `docs/reference-model.md`, between the marks that name them, and a plot
-beside it. Needs matplotlib (`pip install -e ".[docs]"`).
+them. The figures go into `docs/reference-model.md` and the model card, between the marks that name
+them, and a plot beside the former. Needs matplotlib (`pip install -e ".[docs]"`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference-model.md"
+CARD = ROOT / "capcheck" / "reference" / "README.md"
 
 SPARSITIES = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7")
 BITS = ("8", "4", "3", "2")
@@ -215,16 +217,23 @@ def _line(
     axis.fill_between(x, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
-def fill(text: str, name: str, figures: str) -> str:
-    """Return a document with the figures of that name replaced.
+def fill(text: str, figures: Mapping[str, str]) -> str:
+    """Return a document with the figures between its marks replaced.
 
     Raises:
-        ValueError: the document has no such place.
+        KeyError: a mark names figures that there are not.
     """
-    place = re.compile(rf"(<!-- figures: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    if not place.search(text):
-        raise ValueError(f"there is no place for the figures {name!r}")
-    return place.sub(lambda match: match[1] + figures + match[2], text)
+    place = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return place.sub(lambda match: f"{match[1]}{figures[match[2]]}\n{match[3]}", text)
+
+
+def training_table(record: Mapping[str, Any]) -> str:
+    """Return how the training went, a few of its probes."""
+    history = record["history"]
+    shown = history[:: max(1, len(history) // 8)]
+    shown = shown if shown[-1] is history[-1] else [*shown, history[-1]]
+    head = ["step", *(key for key in history[0] if key not in ("step", "loss"))]
+    return table(head, [[str(row[key]) for key in head] for row in shown])
 
 
 TABLES: Mapping[str, Callable[[Measured], str]] = {
@@ -238,14 +247,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the figures where they belong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="reference", help="(%(default)s)")
-    parser.add_argument("--document", type=Path, default=DOCS / "reference-model.md")
     options = parser.parse_args(arguments)
-    text = options.document.read_text(encoding="utf-8")
+    record = json.loads((CARD.parent / "training.json").read_text(encoding="utf-8"))
     found = run(options.model, GRID)
-    for name, make in TABLES.items():
-        text = fill(text, name, make(found))
-    plot(found, options.document.with_suffix(".svg"))
-    options.document.write_text(text, encoding="utf-8")
+    figures = {name: make(found) for name, make in TABLES.items()}
+    figures["training"] = training_table(record)
+    for document in (PAGE, CARD):
+        text = fill(document.read_text(encoding="utf-8"), figures)
+        document.write_text(text, encoding="utf-8")
+    plot(found, PAGE.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ class Trainer:
         self.forward: Any = torch.compile(model.model, dynamic=False) if compiled else model.model
 
     def rate(self, step: int) -> float:
-        """Return the share of the learning rate: up, level, and down to 0 in the last half."""
-        up, down = (step + 1) / WARMUP, (self.steps - step) / (0.5 * self.steps)
+        """Return the share of the learning rate: up, level, and down to 0 from a fifth on."""
+        up, down = (step + 1) / WARMUP, (self.steps - step) / (0.8 * self.steps)
         return min(1.0, up, down)
 
     def step(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
