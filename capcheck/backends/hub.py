@@ -103,6 +103,11 @@ def inspect(
         UsageError: a revision is given for a folder.
     """
     path = REFERENCE if name == "reference" else Path(name).expanduser()
+    if path is REFERENCE and not path.is_dir():
+        raise UsageError(
+            "this version of capcheck carries no reference model; "
+            "give a folder or a hub id with --model=NAME"
+        )
     if path.is_dir():
         if revision is not None:
             what = "the embedded model" if path is REFERENCE else "a folder"

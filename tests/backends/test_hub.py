@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from capcheck.backends import hub
 from capcheck.backends.hub import inspect
 from capcheck.errors import UsageError
 from tests.faults import configure, edit_weights, pickled, refused
@@ -139,3 +140,18 @@ def test_a_file_is_no_folder(folder):
 def test_a_folder_has_no_revision(folder):
     with pytest.raises(UsageError, match="has no revision 'main'"):
         inspect(str(folder), "main")
+
+
+def test_the_embedded_model_has_a_name(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "REFERENCE", whole)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reference").mkdir()  # which does not take its place
+    assert inspect("reference").folder == whole
+    with pytest.raises(UsageError, match="reference is the embedded model and has no revision"):
+        inspect("reference", "main")
+
+
+def test_a_package_without_the_embedded_model_does_not_ask_the_hub_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "REFERENCE", tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="carries no reference model; give a folder or a hub id"):
+        inspect("reference")
