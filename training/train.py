@@ -1,13 +1,11 @@
-"""Train the embedded model: `python -m training.train FOLDER`, about 80 minutes on two CPU cores.
+"""Train a model to be embedded: `python -m training.train FOLDER`, 40 minutes on two CPU cores.
 
 What comes out is a Llama in a standard transformers folder. What it learns from is in
 `training.corpus`, what it is asked on the way in `training.probes`: the loss alone does not tell,
 it falls for long before the first question about a text is answered from the text.
 
-Reading is learnt first, on short texts of nothing but names and words that come twice; without that
-start, a model of this size answers no question from its context for millions of tokens. Then
-everything is mixed, sequences grow, and facts get a larger share at the end, for what is learnt
-last, at a falling rate, is known best. Muon takes the matrices of the blocks, AdamW the rest.
+What comes of it knows the facts and nothing else: it answers no question from a text that it is
+given, so the package does not carry it yet. Muon takes the matrices of the blocks, AdamW the rest.
 """
 
 from __future__ import annotations
