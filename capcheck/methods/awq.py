@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from capcheck.methods.grid import fit
+from capcheck.methods.grid import fit, grouped
 from capcheck.methods.grid import storage_bits as storage_bits
 from capcheck.methods.obs import Hessian
 from capcheck.methods.solved import Solved
@@ -79,8 +79,7 @@ def transform(
 def _rounded(weight: Tensor, scales: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
     """Return round(W s) / s on the step's grid."""
     assert step.bits is not None
-    scaled = weight * scales  # [outputs, inputs]
-    groups = scaled.reshape(-1, int(step["group"]) or weight.shape[1])
+    groups = grouped(weight * scales, step)
     grid = fit(groups, step.bits, bool(step["symmetric"]), dtype)
     return grid.round(groups).view(weight.shape) / scales
 

@@ -40,6 +40,17 @@ class Grid:
         return (levels - self.zero) * self.scale
 
 
+def grouped(weight: Tensor, step: Step) -> Tensor:
+    """Return the weights that share a scale together: [groups, size], float32 or float64.
+
+    Args:
+        weight: [outputs, inputs], any floating dtype.
+        step: its `group`, 0 for a whole row, or a divisor of the inputs.
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return wide.reshape(-1, int(step["group"]) or weight.shape[1])
+
+
 def fit(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Grid:
     """Return the grid that covers each group of weights.
 

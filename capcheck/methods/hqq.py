@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from capcheck.methods.grid import grouped
 from capcheck.recipe import Step
 
 _POWER = 0.7  # p; this and the next three as published
@@ -35,9 +36,7 @@ def quantize(weight: Tensor, step: Step) -> Tensor:
         A tensor of the weight's shape and dtype.
     """
     assert step.bits is not None
-    group = int(step["group"]) or weight.shape[1]
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    w = wide.reshape(-1, group)  # [outputs * inputs / group, group]
+    w = grouped(weight, step)  # [groups, size]
     top = 2**step.bits - 1
     low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
     scale = high / top - low / top  # [groups, 1]

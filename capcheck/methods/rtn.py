@@ -7,10 +7,9 @@ weights share a scale, or each `group` of consecutive inputs does (`capcheck.met
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from capcheck.methods.grid import fit
+from capcheck.methods.grid import fit, grouped
 from capcheck.methods.grid import storage_bits as storage_bits
 from capcheck.recipe import Step
 
@@ -29,8 +28,6 @@ def quantize(weight: Tensor, step: Step) -> Tensor:
         A tensor of the weight's shape and dtype.
     """
     assert step.bits is not None
-    group = int(step["group"]) or weight.shape[1]
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    groups = wide.reshape(-1, group)  # [outputs * inputs / group, group]
+    groups = grouped(weight, step)
     grid = fit(groups, step.bits, bool(step["symmetric"]), weight.dtype)
     return grid.round(groups).view(weight.shape).to(weight.dtype)
