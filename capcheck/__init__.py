@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from capcheck.result import Answer as Answer
     from capcheck.result import Verdict as Verdict
     from capcheck.rows import Item as Item
+    from capcheck.saving import save as save
     from capcheck.session import compare as compare
     from capcheck.task import Task as Task
     from capcheck.task import Unparsable as Unparsable
@@ -47,6 +48,7 @@ _HOME = {
     "generation": "tasks.generation",
     "load": "backends.hub",
     "perplexity": "tasks.perplexity",
+    "save": "saving",
     "task": "tasks.generation",
 }
 

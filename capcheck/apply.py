@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 from torch import Tensor, nn
 
 from capcheck.blocks import Found, Matrix
 from capcheck.methods import METHODS, implementation
+from capcheck.methods.grid import Grid
 from capcheck.methods.inputs import RoundedInputs
 from capcheck.methods.sparsity import GlobalCut, count, keep
 from capcheck.methods.statistics import Statistic
 from capcheck.recipe import Recipe, Step
 from capcheck.result import CompressionLog, Layer
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What applying a step to matrices came to.
+
+    Attributes:
+        layers: the matrices' entries of the log, read back from the model.
+        notes: what the method did otherwise than its paper says.
+        grids: what the weights of each matrix lie on; None where they lie on no uniform grid.
+    """
+
+    layers: list[Layer]
+    notes: list[str]
+    grids: list[Grid | None]
 
 
 def compress_matrices(
@@ -23,7 +40,7 @@ def compress_matrices(
     method: ModuleType,
     statistic: Statistic | None,
     cut: GlobalCut | None,
-) -> tuple[list[Layer], list[str]]:
+) -> Applied:
     """Compress matrices that share their inputs, in place.
 
     Args:
@@ -33,16 +50,13 @@ def compress_matrices(
         statistic: of their inputs, or None where there is none.
         cut: where weights compete over all layers.
 
-    Returns:
-        The matrices' entries of the log, read back from the model, and what the method did
-        otherwise than its paper says.
-
     Raises:
         ModelError: a new weight is not finite, or its solver has no solution.
     """
     weights = [matrix.read() for matrix in matrices]  # [outputs, inputs] each
     kind = step.signature.kind
     notes: list[str] = []
+    grids: list[Grid | None] = [None] * len(matrices)
     if kind == "transform":
         solved = method.transform(weights, statistic, step, [m.name for m in matrices])
     elif kind == "solver":
@@ -50,10 +64,13 @@ def compress_matrices(
     if kind in ("transform", "solver"):
         new = [one.weight for one in solved]
         notes = [note for one in solved for note in one.notes]
+        grids = [one.grid for one in solved]
     elif kind == "score":
         new = [_pruned(matrix, step, method, statistic, cut) for matrix in matrices]
     else:
         new = [method.quantize(weight, step) for weight in weights]
+        if hasattr(method, "grid"):
+            grids = [method.grid(weight, step) for weight in weights]
     layers = []
     for matrix, weight, changed in zip(matrices, weights, new, strict=True):
         matrix.write(changed.masked_fill(weight == 0, 0))  # pruned stays pruned
@@ -62,7 +79,7 @@ def compress_matrices(
         bits = method.storage_bits(matrix.shape, step) if step.bits is not None else None
         sparsity = int((matrix.read() == 0).sum()) / weight.numel()
         layers.append(Layer(matrix.name, step.method, matrix.shape, sparsity, bits))
-    return layers, list(dict.fromkeys(notes))
+    return Applied(layers, list(dict.fromkeys(notes)), grids)
 
 
 def _pruned(

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from capcheck.check import check
 from capcheck.corpus import token_ids
 from capcheck.errors import UsageError
 from capcheck.methods import implementation, owl
+from capcheck.methods.grid import Grid
 from capcheck.methods.statistics import Statistic
 from capcheck.observe import gather
 from capcheck.recipe import Recipe, Sparsity, Step
@@ -46,10 +47,18 @@ Progress = Callable[[str, int, int], object]
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed model, in evaluation as it came, and the log of what was done to it."""
+    """A compressed model, in evaluation as it came.
+
+    Attributes:
+        model: the model, its weights dequantized.
+        log: what was done to it.
+        grids: of each matrix whose weights lie on a uniform grid, by name: what a packed file is
+            written from (`capcheck.saving`). Scale and zero point are [outputs, groups].
+    """
 
     model: PreTrainedModel
     log: CompressionLog
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
 
 def compress(
@@ -102,18 +111,19 @@ def compress(
             for matrix in find_matrices(model, step):
                 matrix.check()
     model = model if in_place else copy.deepcopy(model)
+    grids: dict[str, Grid] = {}
     with torch.no_grad(), _evaluating(model):
         for step, ids in zip(recipe, tokens, strict=True):
             method = implementation(step.method)
             if step.signature.kind == "cache":
                 log.simulated.append(f"{step.method}: {method.attach(model, step)}")
                 continue
-            _walk(model, step, ids, log, progress)
+            _walk(model, step, ids, log, grids, progress)
             if step.signature.kind == "activations":
                 log.simulated.append(f"{step.method}: inputs of all layers it compressed")
     log.bytes = packed_bytes(model, recipe, log)
     log.seconds = time.perf_counter() - started
-    return Compressed(model, log)
+    return Compressed(model, log, grids)
 
 
 def _walk(
@@ -121,6 +131,7 @@ def _walk(
     step: Step,
     ids: Tensor | None,
     log: CompressionLog,
+    grids: dict[str, Grid],
     progress: Progress | None,
 ) -> None:
     """Apply one step to the whole model."""
@@ -141,9 +152,14 @@ def _walk(
                 for matrix in matrices
             )
             statistic = None
-        layers, notes = compress_matrices(matrices, step, method, statistic, cut)
-        log.layers += layers
-        log.fallbacks += [f"{step.method}: {note}" for note in notes]
+        done = compress_matrices(matrices, step, method, statistic, cut)
+        log.layers += done.layers
+        log.fallbacks += [f"{step.method}: {note}" for note in done.notes]
+        for matrix, grid in zip(matrices, done.grids, strict=True):
+            if grid is not None:
+                grids[matrix.name] = grid
+            elif step.signature.kind != "score":  # what is left over a mask stays on its grid
+                grids.pop(matrix.name, None)
 
     for matrix in found.before:
         apply(step, [matrix], None)

@@ -6,7 +6,7 @@ import copy
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 
-from capcheck import __version__, calibrate, corpus, ready
+from capcheck import __version__, calibrate, corpus, ready, saving
 from capcheck.backends import hub, loading
 from capcheck.backends.hf import HFBackend, out_of_memory
 from capcheck.backends.identity import device_name
 from capcheck.blocks import find_matrices
 from capcheck.check import check
 from capcheck.errors import CapcheckError, ModelError, UsageError
+from capcheck.methods.grid import Grid
 from capcheck.recipe import Recipe, Step
-from capcheck.result import CompressionLog
+from capcheck.result import JSON, CompressionLog
 from capcheck.settings import Settings
 from capcheck.turn import Turn
 
@@ -66,6 +67,7 @@ class DeviceModels:
         self._progress = progress
         self._kept: dict[str, HFBackend] = {}
         self._logs: dict[Recipe, CompressionLog] = {}
+        self._grids: dict[Recipe, Mapping[str, Grid]] = {}
         self._identities: dict[Recipe, dict[str, Any]] = {}
         self._checkpoints: dict[Recipe, loading.Prepared | None] = {}
         self._failed: dict[str, CapcheckError] = {}
@@ -110,6 +112,9 @@ class DeviceModels:
             for step in recipe:
                 if step.calibrated:
                     corpus.files(step, self._settings.data)
+        if self._settings.save is not None:
+            saving.check_folder(self._settings.save)
+            saving.layout_of(saving.only(recipes), self._prepared.empty)
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of the model."""
@@ -220,6 +225,16 @@ class DeviceModels:
                 found[matrix.name] = int(groups.sum(-1).max())
         return found
 
+    def save(self, recipe: Recipe, folder: Path) -> JSON:
+        """Write the model of a recipe to a folder; builds it if it is not there any more.
+
+        Raises:
+            CapcheckError: it cannot be built or written.
+        """
+        backend = self.backend(recipe)
+        found = calibrate.Compressed(backend.model, self._logs[recipe], self._grids[recipe])
+        return saving.save(found, backend.tokenizer, folder).to_json()
+
     def release(self) -> None:
         """Let another process have the device, if one is waiting for it."""
         if self._turn is not None and self._turn.others_wait():
@@ -256,7 +271,7 @@ class DeviceModels:
                 in_place=True,
                 progress=lambda step, done, total: advance(1),
             )
-        self._logs[recipe] = found.log
+        self._logs[recipe], self._grids[recipe] = found.log, found.grids
         return dense.with_model(found.model, recipe=str(recipe))
 
     def _ready(self, recipe: Recipe, dense: HFBackend, other: loading.Prepared) -> HFBackend:

@@ -241,6 +241,11 @@ OPTIONS: tuple[Option, ...] = (
         "records", _output, "FILE", "none",
         "write every item with both models' answers, a JSON object a line", path=True,
     ),
+    Option(
+        "save", _path, "DIR", "none",
+        "write the compressed model to a new folder if the run ends with code 0; for one recipe",
+        path=True,
+    ),
 )  # fmt: skip
 """Every option of capcheck."""
 

@@ -37,7 +37,10 @@ _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
 _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
-_NOT_AGAIN = ("model", "compress", "suite", "store_limit", "time_budget", "json", "records")
+_NOT_AGAIN = (
+    *("model", "compress", "suite", "store_limit", "time_budget"),
+    *("json", "records", "save"),
+)
 
 
 class Run:
@@ -58,6 +61,7 @@ class Run:
         self._results = Results()
         self._unheeded: list[str] = []
         self._unwritten: list[str] = []
+        self._notes: list[str] = []
         # Nothing runs under --collect-only and the like, so nothing can be shown.
         looking = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
         self._only_shown = any(config.getoption(name, False) for name in looking)
@@ -247,6 +251,9 @@ class Run:
         if self._worker:
             self._config.workeroutput[_LEFT_OUT] = self.left_out  # type: ignore[attr-defined]
             return
+        code = self._exit_code(int(session.exitstatus))
+        if self.settings.save is not None and not self._only_shown:
+            self._save(self.settings.save, code)
         for write, path in (
             (json.write, self.settings.json),
             (json.write_records, self.settings.records),
@@ -257,6 +264,22 @@ class Run:
             except OSError as error:
                 self._unwritten.append(f"{path} could not be written: {error.strerror}")
         session.exitstatus = self._exit_code(int(session.exitstatus))
+
+    def _save(self, folder: Path, code: int) -> None:
+        """Write the compressed model, where the run found nothing wrong with it."""
+        if code != 0:
+            self._notes.append(
+                f"the model was not saved to {folder}: the run ends with code {code}"
+            )
+            return
+        recipe = next(recipe for recipe in self.settings.compress if recipe)
+        try:
+            saved = self._models.save(recipe, folder)
+        except (CapcheckError, OSError) as error:
+            self._unwritten.append(f"the model was not saved to {folder}: {error}")
+            return
+        self._results.run["saved"] = {"recipe": str(recipe), **saved}
+        self._notes.append(f"the model of {recipe} was saved to {folder} ({saved['layout']})")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -291,7 +314,7 @@ class Run:
             f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
             for nodeid in self._unheeded
         ]
-        notes += self._unwritten
+        notes += [*self._unwritten, *self._notes]
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
             many = "tests that are no capability checks were"
             one = "test that is no capability check was"

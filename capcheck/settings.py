@@ -37,6 +37,7 @@ class Settings:
     vacuous: Literal["skip", "fail"] = "skip"
     json: Path | None = None
     records: Path | None = None
+    save: Path | None = None
 
     @property
     def alpha(self) -> float:

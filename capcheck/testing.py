@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from capcheck.backends import Backend
 from capcheck.backends.scripted import ScriptedBackend
+from capcheck.errors import UsageError
 from capcheck.recipe import Recipe
 from capcheck.result import CompressionLog, Layer
 from capcheck.settings import Settings
@@ -52,6 +53,14 @@ class ScriptedModels:
 
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Every recipe works."""
+
+    def save(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
+        """There is nothing to save.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("a scripted model has no weights that could be saved")
 
     def describe(self) -> dict[str, Any]:
         """Return a name, and a vocabulary of 1,000 tokens."""

@@ -17,7 +17,17 @@ LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
     ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
-    ("device", "ready", "turn", "store", "comparison", "stats", "perplexity_stats", "bounded_mean"),
+    (
+        "device",
+        "saving",
+        "ready",
+        "turn",
+        "store",
+        "comparison",
+        "stats",
+        "perplexity_stats",
+        "bounded_mean",
+    ),
     (
         "methods.*",
         "backends",
@@ -50,6 +60,7 @@ TORCH = {
     "replay",
     "backends",
     "device",
+    "saving",
 }
 
 

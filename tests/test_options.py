@@ -27,7 +27,7 @@ def test_names_follow_one_rule():
     assert option.ini == "capcheck_batch_tokens"
     assert all(option.metavar and option.default and option.help for option in OPTIONS)
     assert [option.name for option in OPTIONS if option.short] == ["model", "compress", "suite"]
-    assert {o.name for o in OPTIONS if o.path} == {"data", "store", "json", "records"}
+    assert {o.name for o in OPTIONS if o.path} == {"data", "store", "json", "records", "save"}
 
 
 @pytest.mark.parametrize(

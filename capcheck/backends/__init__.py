@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from capcheck.recipe import Recipe
-from capcheck.result import Answer, CompressionLog, Loglik
+from capcheck.result import JSON, Answer, CompressionLog, Loglik
 
 
 class Backend(Protocol):
@@ -77,6 +78,13 @@ class Models(Protocol):
 
     def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
         """Return, for each compressed matrix, the most nonzeros in any m consecutive inputs."""
+
+    def save(self, recipe: Recipe, folder: Path) -> JSON:
+        """Write the model of a recipe to a folder, whole or not at all; return what was written.
+
+        Raises:
+            CapcheckError: it cannot be written.
+        """
 
     def context(self) -> int:
         """Return the most tokens the model can take."""

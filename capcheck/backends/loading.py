@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompressedTensorsConfig,
+)
 
 from capcheck.backends.encoding import Encoder
 from capcheck.backends.forward import context_length, quiet
@@ -154,6 +161,7 @@ def read_model(name: str, folder: Path, device: str, dtype: str, trust_remote_co
         ModelError: it cannot be loaded, or its weights are not exactly those of its configuration.
     """
     with quiet():
+        options = _unpacking(name, folder)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -163,6 +171,7 @@ def read_model(name: str, folder: Path, device: str, dtype: str, trust_remote_co
                 ignore_mismatched_sizes=True,  # reported, and refused below
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
+                **options,
             )
         except Exception as error:
             raise _cannot("loaded", name, error) from error
@@ -178,6 +187,30 @@ def read_model(name: str, folder: Path, device: str, dtype: str, trust_remote_co
             f"{name} does not fit on {device}; free memory there, or use another device "
             "(--capcheck-device) or dtype (--capcheck-dtype=bfloat16)"
         ) from error
+
+
+def _unpacking(name: str, folder: Path) -> dict[str, Any]:
+    """Return how a packed checkpoint is loaded, as arguments of `from_pretrained`.
+
+    Weights in the layout of compressed-tensors are dequantized while they are read. Left packed,
+    those with a zero point have no place to go to in transformers 5.23 with compressed-tensors
+    0.20, and the others would be unpacked at the first question.
+
+    Raises:
+        ModelError: compressed-tensors is not installed.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    packing = config.get("quantization_config")
+    if not isinstance(packing, dict) or packing.get("quant_method") != "compressed-tensors":
+        return {}
+    if find_spec("compressed_tensors") is None:
+        raise ModelError(
+            f"the weights of {name} are in the layout of compressed-tensors, a package that is not "
+            "installed: "
+            'pip install "capcheck[packed]"'
+        )
+    # The older of two names for dequantize=True; both versions know it.
+    return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
 
 
 def read_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any:

@@ -16,7 +16,8 @@ Kind = Literal["score", "quantizer", "solver", "transform", "activations", "cach
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
-`quantizer`: `quantize(weight, step)` -> weight on a grid.
+`quantizer`: `quantize(weight, step)` -> weight on a grid; where that is a uniform one with an
+integer zero point, also `grid(weight, step)` -> `capcheck.methods.grid.Grid`.
 `solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
 kept entries have changed as well.
 `transform`: `transform(weights, statistic, step, names)` -> a `Solved` for each of several weights

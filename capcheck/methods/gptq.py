@@ -49,7 +49,7 @@ def solve(weight: Tensor, statistic: Hessian | None, step: Step, name: str) -> S
     rounder = _Rounder(problem.weight, weight.dtype, step, group, order, fixed=fixed)
     factor = problem.factor(float(step["damp"]), order if step["actorder"] else None)
     found = sweep(problem.weight[:, order], factor, rounder, BLOCK if fixed else _block(group))
-    return Solved(found[:, order.argsort()], problem.notes)
+    return Solved(found[:, order.argsort()], problem.notes, rounder.grid())
 
 
 class _Rounder:
@@ -87,6 +87,13 @@ class _Rounder:
             self._grids[index // self._group] = self._fit(columns)
         grid = self._grids[self._groups[index]]
         return grid.round(column).masked_fill(self._zero[index], 0)
+
+    def grid(self) -> Grid:
+        """Return the grids of all groups, [outputs, groups], once every column is settled."""
+        grids = [grid for _, grid in sorted(self._grids.items())]
+        scale = torch.stack([grid.scale for grid in grids], 1)  # [outputs, groups]
+        zero = torch.stack([grid.zero for grid in grids], 1)  # [outputs, groups]
+        return Grid(scale, zero, grids[0].low, grids[0].high)
 
     def _fit(self, columns: Tensor) -> Grid:
         """Return the grid of one group's columns, [group, outputs], shaped [outputs]."""

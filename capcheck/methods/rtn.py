@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from capcheck.methods.grid import fit, grouped
+from capcheck.methods.grid import Grid, fit, grouped
 from capcheck.methods.grid import storage_bits as storage_bits
 from capcheck.recipe import Step
 
@@ -27,7 +27,18 @@ def quantize(weight: Tensor, step: Step) -> Tensor:
     Returns:
         A tensor of the weight's shape and dtype.
     """
+    return _grid(weight, step).round(grouped(weight, step)).view(weight.shape).to(weight.dtype)
+
+
+def grid(weight: Tensor, step: Step) -> Grid:
+    """Return the grid of a weight that is not rounded yet, [outputs, groups]."""
+    found = _grid(weight, step)
+    return Grid(
+        found.scale.view(len(weight), -1), found.zero.view(len(weight), -1), found.low, found.high
+    )
+
+
+def _grid(weight: Tensor, step: Step) -> Grid:
+    """Return the grid of groups [outputs * groups, size]."""
     assert step.bits is not None
-    groups = grouped(weight, step)
-    grid = fit(groups, step.bits, bool(step["symmetric"]), weight.dtype)
-    return grid.round(groups).view(weight.shape).to(weight.dtype)
+    return fit(grouped(weight, step), step.bits, bool(step["symmetric"]), weight.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from capcheck.methods.grid import Grid
 from capcheck.methods.obs import Hessian, inverse_factor
 
 
@@ -17,10 +18,12 @@ class Solved:
     Attributes:
         weight: [outputs, inputs], float32 or float64.
         notes: a sentence each, for the log's fallbacks.
+        grid: what the weights lie on, [outputs, groups], where a packed file can hold it.
     """
 
     weight: Tensor
     notes: list[str] = field(default_factory=list)
+    grid: Grid | None = None
 
 
 class Problem:
