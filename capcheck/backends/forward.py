@@ -25,7 +25,11 @@ LOGIT_ELEMENTS = 2**25  # logits that exist at one time: 128 MiB in float32
 
 
 def token_nats(
-    model: Any, ids: torch.Tensor, where: torch.Tensor, targets: torch.Tensor
+    model: Any,
+    ids: torch.Tensor,
+    where: torch.Tensor,
+    targets: torch.Tensor,
+    cache: Any = None,
 ) -> torch.Tensor:
     """Return ln p of each target token, float32 `[n]`.
 
@@ -39,12 +43,15 @@ def token_nats(
         ids: token ids `[b, t]`, padded on the right with any token.
         where: the rows to score, as indices into `[b * t]`; `[n]`.
         targets: the token that follows each of them; `[n]`.
+        cache: keys and values of what comes before `ids`. No more than `scored_at_once` rows are
+            scored then, for the model runs once.
 
     Raises:
         ModelError: the model computes its logits past its head, so rows cannot be selected.
     """
     head, decoder = model.get_output_embeddings(), model.get_decoder()
-    rows = max(1, LOGIT_ELEMENTS // head.weight.shape[0])
+    rows = scored_at_once(model)
+    assert cache is None or len(where) <= rows
     kept: list[Any] = []
     nats = []
     with ExitStack() as undo:
@@ -52,7 +59,9 @@ def token_nats(
         undo.callback(keeping.remove)
         for at, chunk in enumerate(where.split(rows)):
             with _rows_only(head, partial(_take, chunk)):
-                logits = model(input_ids=ids, use_cache=False).logits  # [1, c, vocab]
+                logits = model(
+                    input_ids=ids, past_key_values=cache, use_cache=cache is not None
+                ).logits  # [1, c, vocab]
             if logits.shape[:2] != (1, len(chunk)):
                 raise ModelError(
                     f"{type(model).__name__} does not compute its logits by its output embedding; "
@@ -67,14 +76,23 @@ def token_nats(
     return torch.cat(nats)
 
 
+def scored_at_once(model: Any) -> int:
+    """Return how many tokens' logits are computed in one piece."""
+    return max(1, LOGIT_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+
+
 def greedy(
     model: Any,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     ends: Sequence[int],
     done: Callable[[int, list[int]], bool] | None = None,
+    begun: int = 0,
+    cache: Any = None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Generate greedily for all prompts at once, padded on the left, until every row is done.
+
+    Padding stands behind what all prompts begin with where that is in a cache.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -82,6 +100,8 @@ def greedy(
         max_tokens: the most tokens to generate.
         ends: tokens that end a row.
         done: called with the number of a row and its generated ids, whether the row is done.
+        begun: how many tokens all prompts begin with whose keys and values are in `cache`.
+        cache: those keys and values, for as many rows as there are prompts.
 
     Returns:
         The generated ids of each row (what follows a row's end is padding), and whether all its
@@ -89,8 +109,15 @@ def greedy(
     """
     width = max(map(len, prompts))
     pad = ends[0] if ends else 0  # hidden by the mask, so any known token will do
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])  # [b, t]
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])  # [b, t]
+    gaps = [width - len(p) for p in prompts]
+    ids = torch.tensor(
+        [
+            [*p[:begun], *[pad] * gap, *p[begun:]] for p, gap in zip(prompts, gaps, strict=True)
+        ]  # [b, t]
+    )
+    mask = torch.tensor(
+        [[1] * begun + [0] * gap + [1] * (width - gap - begun) for gap in gaps]
+    )  # [b, t]
     device = model.get_input_embeddings().weight.device
     watch = _Watch()
     config = GenerationConfig(
@@ -111,6 +138,7 @@ def greedy(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
+                past_key_values=cache,
                 logits_processor=LogitsProcessorList([watch]),
                 stopping_criteria=StoppingCriteriaList([_Until(width, done)] if done else []),
             )  # [b, t + new]

@@ -16,8 +16,16 @@ from typing import Any
 import torch
 
 from capcheck.backends.encoding import Encoder, Row, batches
-from capcheck.backends.forward import context_length, greedy, quiet, rope_boundary, token_nats
+from capcheck.backends.forward import (
+    context_length,
+    greedy,
+    quiet,
+    rope_boundary,
+    scored_at_once,
+    token_nats,
+)
 from capcheck.backends.identity import describe, device_name, weights_digest
+from capcheck.backends.prefix import cache_of, shared
 from capcheck.errors import ModelError, UsageError
 from capcheck.result import Answer, Loglik
 
@@ -60,6 +68,7 @@ class HFBackend:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self._given = dict(identity or {})
+        self._shares: dict[bool, bool] = {}  # whether a cache can be gone on from, once known
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.encoder = Encoder(tokenizer, context_length(model.config), vocabulary)
 
@@ -185,19 +194,22 @@ class HFBackend:
 
     def _nats(self, batch: list[Row]) -> list[float]:
         """Return for each row the sum of ln p over its scored tokens."""
-        width = max(len(row.ids) for row in batch)
-        ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch])  # [b, t]
+        begun, cache = self._begun(batch, padded=False)
+        width = max(len(row.ids) for row in batch) - begun
+        ids = torch.tensor(
+            [row.ids[begun:] + [0] * (width + begun - len(row.ids)) for row in batch]
+        )  # [b, t]
         # The logits at a position speak of the token after it.
         where = torch.tensor(
             [
                 number * width + position
                 for number, row in enumerate(batch)
-                for position in range(row.start - 1, len(row.ids) - 1)
+                for position in range(row.start - 1 - begun, len(row.ids) - 1 - begun)
             ]
         )  # [n], into [b * t]
         targets = ids.flatten()[where + 1]  # [n]
         device = self.device
-        nats = token_nats(self.model, ids.to(device), where.to(device), targets.to(device))
+        nats = token_nats(self.model, ids.to(device), where.to(device), targets.to(device), cache)
         counts = [len(row.ids) - row.start for row in batch]
         # Summed in float64: long documents add up thousands of float32 values.
         return [float(part.sum()) for part in nats.cpu().double().split(counts)]
@@ -217,8 +229,10 @@ class HFBackend:
                 return False
             return _first(self.encoder.text(ids, new), stop) is not None
 
+        begun, cache = self._begun(batch, padded=True)
+        prompts = [row.ids for row in batch]
         found, sound = greedy(
-            self.model, [row.ids for row in batch], max_tokens, ends, done if stop else None
+            self.model, prompts, max_tokens, ends, done if stop else None, begun, cache
         )
         for row, new, is_sound in zip(batch, found, sound, strict=True):
             if not is_sound:
@@ -227,6 +241,27 @@ class HFBackend:
             text = self.encoder.text(row.ids, new[:end])
             cut = _first(text, stop)
             yield row.item, Answer(text[:cut], finished=end is not None or cut is not None)
+
+    def _begun(self, batch: list[Row], *, padded: bool) -> tuple[int, Any]:
+        """Return what the rows of a batch begin with: how many tokens, and their cache.
+
+        Nothing is shared where a model cannot go on from a cache as it would read the whole: where
+        it keeps other things than keys and values, turns all angles beyond a boundary, or scores
+        more tokens than it can in one piece.
+        """
+        scored = sum(len(row.ids) - row.start for row in batch)
+        if (
+            self._shares.get(padded) is False
+            or rope_boundary(self.model.config) is not None
+            or scored > scored_at_once(self.model)
+        ):
+            return 0, None
+        begun = shared(batch)
+        if not begun:
+            return 0, None
+        cache = cache_of(self.model, batch[0].ids[:begun], len(batch), padded=padded)
+        self._shares[padded] = cache is not None
+        return (0, None) if cache is None else (begun, cache)
 
     def _end_tokens(self) -> list[int]:
         """Return the end-of-sequence tokens of the checkpoint and of the tokenizer."""
