@@ -84,6 +84,7 @@ class DeviceModels:
             dtype=self._settings.dtype,
             batch_tokens=self._settings.batch_tokens,
             trust_remote_code=self._settings.trust_remote_code,
+            chat=self._settings.chat,
         )
 
     def _checkpoint(self, recipe: Recipe) -> loading.Prepared | None:
@@ -132,6 +133,7 @@ class DeviceModels:
             "device_name": device_name(torch.device(found.device)),
             "dtype": found.dtype,
             "note": found.info.note,
+            "chat": found.chat and found.chat.dress("…"),
         }
 
     def identity(self, recipe: Recipe) -> dict[str, Any]:

@@ -199,6 +199,10 @@ OPTIONS: tuple[Option, ...] = (
         "run Python code that comes with the model",
     ),
     Option(
+        "chat", _one_of("auto", "on", "off"), "auto|on|off", "auto",
+        "send prompts in the tokenizer's chat template: where there is one, always, never",
+    ),
+    Option(
         "data", _folder, "DIR", "download",
         "read data sets from DIR/<name>/*.jsonl in place of a download", path=True,
     ),

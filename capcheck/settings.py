@@ -24,6 +24,7 @@ class Settings:
     dtype: str = "auto"
     batch_tokens: int = 4096
     trust_remote_code: bool = False
+    chat: Literal["auto", "on", "off"] = "auto"
     data: Path | None = None
     perplexity: str = "own"
     perplexity_tolerance: float = 1.05

@@ -10,6 +10,9 @@ The rules, the same for both models of a comparison:
 - An empty context is the BOS token where the tokenizer has one, whether or not it adds it by
   itself; without a BOS nothing precedes the first token, which is then not scored.
 - Nothing is ever cut off: what does not fit the model's context is an error.
+- With a chat template, the context or prompt is a user's message and what follows begins the reply:
+  the template alone says what stands in front and between, and white space that begins a
+  continuation is left out. Documents are never dressed so.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from capcheck.backends.chat import Chat
 from capcheck.errors import ModelError, UsageError
 
 
@@ -44,12 +48,16 @@ class Encoder:
         tokenizer: a transformers tokenizer.
         context: the most tokens the model takes, or None where there is no limit.
         vocabulary: the number of rows of the model's embedding.
+        chat: the template that prompts are sent in, or None.
     """
 
-    def __init__(self, tokenizer: Any, context: int | None, vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: Any, context: int | None, vocabulary: int, chat: Chat | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.context = context
         self.vocabulary = vocabulary
+        self.chat = chat
         specials = set(tokenizer.all_special_ids)
         self.prefix: list[int] = list(takewhile(specials.__contains__, tokenizer("a")["input_ids"]))
 
@@ -60,20 +68,28 @@ class Encoder:
             UsageError: a continuation has no token that could be scored.
             ModelError: a pair is longer than the model's context.
         """
-        contexts = [context.rstrip() for context, _ in pairs]
+        contexts = [
+            context.rstrip() if self.chat is None else self.chat.dress(context)
+            for context, _ in pairs
+        ]
         distinct = list(dict.fromkeys(contexts))  # the choices of one item share their context
         known = {
             text: ids for text, (ids, _) in zip(distinct, self._tokenize(distinct), strict=True)
         }
         rows = []
-        whole = self._tokenize([context + continuation for context, continuation in pairs])
+        whole = self._tokenize(
+            [
+                context + continuation if self.chat is None else dressed + continuation.lstrip()
+                for (context, continuation), dressed in zip(pairs, contexts, strict=True)
+            ]
+        )
         for item, (ids, spans) in enumerate(whole):
             context = contexts[item]
             start = _common(known[context], ids)
             # Where the joint tokenization differs earlier, tokens inside the context stay context.
             while start < len(spans) and spans[start][0] < spans[start][1] <= len(context):
                 start += 1
-            front = self._front(ids)
+            front = self._front(ids) if self.chat is None else []
             if not context and not front and not self._is_bos(ids[:1]):
                 front = self._bos()
             start = max(1, start + len(front))
@@ -118,8 +134,8 @@ class Encoder:
             ModelError: a prompt and `max_tokens` are longer than the model's context.
         """
         rows = []
-        for item, (plain, _) in enumerate(self._tokenize(prompts)):
-            ids = self._front(plain) + plain or self._bos()
+        for item, (plain, _) in enumerate(self._tokenize([self._sent(p) for p in prompts])):
+            ids = self._whole(plain)
             what = f"prompt {item + 1} of {len(prompts)}"
             if not ids:
                 raise UsageError(f"{what} is empty and the tokenizer has no BOS token; write one")
@@ -129,8 +145,8 @@ class Encoder:
 
     def count(self, text: str) -> int:
         """Return how many tokens a prompt has, special tokens counted; it may be of any length."""
-        ((plain, _),) = self._tokenize([text])
-        return len(self._front(plain) + plain or self._bos())
+        ((plain, _),) = self._tokenize([self._sent(text)])
+        return len(self._whole(plain))
 
     def text(self, prompt: Sequence[int], generated: Sequence[int]) -> str:
         """Return the text that `generated` adds to `prompt`, leading white space included.
@@ -167,6 +183,13 @@ class Encoder:
     def _front(self, ids: list[int]) -> list[int]:
         """Return the special tokens that are still missing in front of `ids`."""
         return [] if ids[: len(self.prefix)] == self.prefix else self.prefix
+
+    def _sent(self, prompt: str) -> str:
+        return prompt if self.chat is None else self.chat.dress(prompt)
+
+    def _whole(self, ids: list[int]) -> list[int]:
+        """Return the tokens of a prompt with all that stands in front."""
+        return ids if self.chat is not None else self._front(ids) + ids or self._bos()
 
     def _bos(self) -> list[int]:
         bos = self.tokenizer.bos_token_id

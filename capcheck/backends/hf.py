@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from capcheck.backends.chat import Chat
 from capcheck.backends.encoding import Encoder, Row, batches
 from capcheck.backends.forward import (
     context_length,
@@ -44,6 +45,7 @@ class HFBackend:
             longer question goes alone.
         identity: what the caller knows of the model, as JSON values, such as its name, revision or
             recipe. Without `weights`, a digest of the weights is taken.
+        chat: the chat template that prompts and contexts are sent in, or None.
 
     Attributes:
         model, tokenizer, batch_tokens: as given.
@@ -57,6 +59,7 @@ class HFBackend:
         *,
         batch_tokens: int = BATCH_TOKENS,
         identity: Mapping[str, Any] | None = None,
+        chat: Chat | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise UsageError(f"batch_tokens is a positive number of tokens, not {batch_tokens}")
@@ -70,7 +73,7 @@ class HFBackend:
         self._given = dict(identity or {})
         self._shares: dict[bool, bool] = {}  # whether a cache can be gone on from, once known
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.encoder = Encoder(tokenizer, context_length(model.config), vocabulary)
+        self.encoder = Encoder(tokenizer, context_length(model.config), vocabulary, chat)
 
     def with_model(self, model: Any, **identity: Any) -> HFBackend:
         """Return a back end that asks another model (a compressed one) just as this one is asked.
@@ -84,6 +87,7 @@ class HFBackend:
             self.tokenizer,
             batch_tokens=self.batch_tokens,
             identity={**self._given, **identity},
+            chat=self.encoder.chat,
         )
 
     @property
@@ -116,6 +120,7 @@ class HFBackend:
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device,
             batch_tokens=self.batch_tokens,
+            chat=self.encoder.chat,
         )
         weights = self._given.get("weights") or weights_digest(self.model)
         return {**known, "weights": weights, **self._given}

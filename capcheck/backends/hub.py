@@ -21,6 +21,7 @@ from capcheck.backends.memory import DTYPE_BYTES, Memory, check_memory, memory_n
 from capcheck.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from capcheck.backends.chat import Wanted
     from capcheck.backends.hf import HFBackend
     from capcheck.backends.loading import Prepared
 
@@ -134,6 +135,7 @@ def load(
     dtype: str = "auto",
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    chat: Wanted = "auto",
 ) -> HFBackend:
     """Load a model and return a back end that asks it.
 
@@ -145,10 +147,12 @@ def load(
             float32 on a CPU.
         batch_tokens: the most tokens of a batch; `capcheck.backends.hf.BATCH_TOKENS` by default.
         trust_remote_code: whether code from the repository may run.
+        chat: whether prompts are sent in the tokenizer's chat template: `on`, `off`, or `auto`,
+            which does where there is one.
 
     Raises:
         ModelError: it cannot be found or loaded, is damaged, or does not fit in memory.
-        UsageError: the device is not there, or the dtype is not known.
+        UsageError: the device is not there, the dtype is not known, or there is no template.
     """
     prepared = prepare(
         name,
@@ -157,6 +161,7 @@ def load(
         dtype=dtype,
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
+        chat=chat,
     )
     return prepared.load()
 
@@ -169,6 +174,7 @@ def prepare(
     dtype: str = "auto",
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    chat: Wanted = "auto",
 ) -> Prepared:
     """Do everything that `load` does but reading the weights; takes and raises what it does.
 
@@ -184,7 +190,10 @@ def prepare(
     dtype = loading.choose_dtype(dtype, info.dtype, device)
     tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
     check_memory(info, dtype, device, tokens)
-    return loading.Prepared(info, device, dtype, tokens, trust_remote_code)
+    prepared = loading.Prepared(info, device, dtype, tokens, trust_remote_code, chat)
+    if chat == "on":
+        _ = prepared.chat  # that there is one is known now
+    return prepared
 
 
 def fetch(info: ModelInfo, *, weights: bool, trust_remote_code: bool = False) -> ModelInfo:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from capcheck.backends.chat import Chat
+
 
 def describe(
     tokenizer: Any,
@@ -19,6 +21,7 @@ def describe(
     dtype: str,
     device: torch.device,
     batch_tokens: int,
+    chat: Chat | None,
 ) -> dict[str, Any]:
     """Return all that can change an answer besides the weights, as JSON values."""
     return {
@@ -32,7 +35,7 @@ def describe(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "batch_tokens": batch_tokens,
-        "chat": False,
+        "chat": chat.digest if chat is not None else False,
     }
 
 

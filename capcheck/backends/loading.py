@@ -19,6 +19,7 @@ from transformers import (
     CompressedTensorsConfig,
 )
 
+from capcheck.backends.chat import Chat, Wanted, chat_of
 from capcheck.backends.encoding import Encoder
 from capcheck.backends.forward import context_length, quiet
 from capcheck.backends.hf import HFBackend
@@ -39,6 +40,7 @@ class Prepared:
         dtype: what it will compute in, such as `bfloat16`.
         batch_tokens: the most tokens of a batch.
         trust_remote_code: whether code from its repository may run.
+        wanted_chat: whether prompts are sent in the tokenizer's chat template.
     """
 
     info: ModelInfo
@@ -46,6 +48,7 @@ class Prepared:
     dtype: str
     batch_tokens: int
     trust_remote_code: bool = False
+    wanted_chat: Wanted = "auto"
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -57,7 +60,14 @@ class Prepared:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer with the back end's rules, and the model's context."""
-        return Encoder(self.tokenizer, context_length(self.empty.config), self._vocabulary)
+        return Encoder(
+            self.tokenizer, context_length(self.empty.config), self._vocabulary, self.chat
+        )
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """The template that prompts are sent in, or None."""
+        return chat_of(self.tokenizer, self.wanted_chat, self.info.name)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -69,6 +79,7 @@ class Prepared:
             dtype=self.dtype,
             device=torch.device(self.device),
             batch_tokens=self.batch_tokens,
+            chat=self.chat,
         )
         return {**known, **self._origin}
 
@@ -83,7 +94,11 @@ class Prepared:
         assert info.folder is not None
         model = read_model(info.name, info.folder, self.device, self.dtype, self.trust_remote_code)
         return HFBackend(
-            model, self.tokenizer, batch_tokens=self.batch_tokens, identity=self._origin
+            model,
+            self.tokenizer,
+            batch_tokens=self.batch_tokens,
+            identity=self._origin,
+            chat=self.chat,
         )
 
     @cached_property

@@ -34,6 +34,8 @@ def render(results: Results, *, width: int, color: bool) -> str:
     run = results.run
     if run:
         console.print(Text(_about(run)))
+        if sent := run.get("model", {}).get("chat"):
+            console.print(Text(f"prompts are sent as {sent!r}"))
     for log in results.compression.values():
         for line in _compression(log):
             console.print(Text(line))
