@@ -8,7 +8,7 @@ the matrices of all experts in one 3-D parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -129,6 +129,33 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "blocks"
         )
     return next(name for name, m in model.named_modules() if m is inside[0]), inside[0]
+
+
+def remove_blocks(model: PreTrainedModel, gone: Sequence[int]) -> list[str]:
+    """Take blocks out of a model, in place; return what they were called.
+
+    The configuration follows: the number of blocks, and what it says of each block. Blocks that
+    know their place among the others, which is where they find their cache, are told the new one.
+
+    Args:
+        model: the model; its configuration is changed too.
+        gone: indices of blocks, not all of them.
+    """
+    name, blocks = find_blocks(model)
+    config = model.config.get_text_config()
+    count = len(blocks)
+    kept = [index for index in range(count) if index not in set(gone)]
+    for key, value in config.to_dict().items():
+        if "layer" in key and isinstance(value, list) and len(value) == count:
+            setattr(config, key, [value[index] for index in kept])
+    config.num_hidden_layers = len(kept)
+    for new, old in enumerate(kept):
+        for module in blocks[old].modules():
+            if getattr(module, "layer_idx", None) == old:
+                vars(module)["layer_idx"] = new
+    for index in sorted(gone, reverse=True):
+        del blocks[index]
+    return [f"{name}.{index}" for index in sorted(gone)]
 
 
 def find_matrices(model: PreTrainedModel, step: Step) -> Found:

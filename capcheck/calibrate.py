@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from capcheck.apply import compress_matrices, global_cut, packed_bytes
-from capcheck.blocks import Matrix, find_blocks, find_matrices
-from capcheck.check import check
+from capcheck.blocks import Matrix, find_blocks, find_matrices, remove_blocks
+from capcheck.check import blocks_gone, check
 from capcheck.corpus import token_ids
 from capcheck.errors import UsageError
 from capcheck.methods import implementation, owl
@@ -107,7 +107,7 @@ def compress(
         for step in recipe
     ]
     for step in recipe:
-        if step.signature.kind != "cache":
+        if step.signature.kind not in ("cache", "blocks"):
             for matrix in find_matrices(model, step):
                 matrix.check()
     model = model if in_place else copy.deepcopy(model)
@@ -117,6 +117,9 @@ def compress(
             method = implementation(step.method)
             if step.signature.kind == "cache":
                 log.simulated.append(f"{step.method}: {method.attach(model, step)}")
+                continue
+            if step.signature.kind == "blocks":
+                log.removed += _shorten(model, step, ids, progress)
                 continue
             _walk(model, step, ids, log, grids, progress)
             if step.signature.kind == "activations":
@@ -187,6 +190,30 @@ def _walk(
         run = partial(replay.finish, batches, hidden)
         statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
         apply(step, [matrix], statistics.get(matrix.name))
+
+
+def _shorten(
+    model: PreTrainedModel, step: Step, ids: Tensor | None, progress: Progress | None
+) -> list[str]:
+    """Remove the blocks that a step chooses; return their names."""
+    assert ids is not None
+    assert step.sparsity is not None
+    method = implementation(step.method)
+    name, blocks = find_blocks(model)
+    batches = ids.split(max(1, MICRO_BATCH // ids.shape[1]))
+    replay = Replay(model, name, blocks)
+    hidden = replay.start(batches)
+    influences = []
+    for index in range(len(blocks)):
+        total = 0.0
+        for i, leaving in enumerate(replay.run(index, hidden)):
+            total += method.change(hidden[i], leaving)
+            hidden[i] = leaving  # [sequences, tokens, features]
+        influences.append(total / ids.numel())
+        if progress is not None:
+            progress(str(step), index + 1, len(blocks))
+    count = blocks_gone(step, len(blocks))
+    return remove_blocks(model, method.chosen(influences, count))
 
 
 def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) -> list[list[Matrix]]:

@@ -7,7 +7,7 @@ import math
 from transformers import PreTrainedModel
 
 from capcheck.apply import counts, scope_of
-from capcheck.blocks import find_matrices
+from capcheck.blocks import find_blocks, find_matrices
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe, Step
 
@@ -33,8 +33,36 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
         pruned = pruned or (str(step) if step.sparsity is not None else "")
         _check_place(step, recipe)
         _check_allocation(step)
-        if step.signature.kind not in ("cache", "checkpoint"):
+        if step.signature.kind == "blocks":
+            _check_blocks(step, recipe, model)
+        elif step.signature.kind not in ("cache", "checkpoint"):
             _check_shapes(step, model)
+
+
+def blocks_gone(step: Step, count: int) -> int:
+    """Return how many of `count` blocks a step removes."""
+    assert step.sparsity is not None
+    return int(step.sparsity.fraction * count + 1e-9)
+
+
+def _check_blocks(step: Step, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise a `UsageError` where a step cannot remove blocks."""
+    if step.sparsity is not None and step.sparsity.m:
+        raise UsageError(
+            f"step {str(step)!r}: blocks have no pattern; give the share of them that goes, as in "
+            f"{step.method}:0.25"
+        )
+    if step is not recipe.steps[0]:
+        raise UsageError(
+            f"recipe {str(recipe)!r}: {step.method} removes blocks, so it comes first: what is "
+            "removed need not be compressed before"
+        )
+    _, blocks = find_blocks(model)
+    if not blocks_gone(step, len(blocks)):
+        raise UsageError(
+            f"step {str(step)!r} removes nothing: {step.sparsity} of {len(blocks)} blocks is less "
+            f"than one; take at least {math.ceil(1000 / len(blocks)) / 1000:g}"
+        )
 
 
 def _check_shapes(step: Step, model: PreTrainedModel) -> None:
@@ -94,7 +122,7 @@ def _check_place(step: Step, recipe: Recipe) -> None:
 def _check_allocation(step: Step) -> None:
     """Raise a `UsageError` where a step's allocation of sparsity has no meaning."""
     sparsity, given = step.sparsity, dict(step.keys)
-    if sparsity is None:
+    if sparsity is None or step.signature.kind == "blocks":
         return
     if step["allocate"] == "owl":
         if sparsity.m or scope_of(step) == "global":

@@ -215,6 +215,7 @@ class CompressionLog:
         recipe: the recipe's text.
         layers: one entry for every matrix and step.
         skipped: parameters of the blocks that a step could not compress, with the reason.
+        removed: the names of blocks that were taken out, as they were called before.
         fallbacks: where a method did something other than what its paper says, and why.
         simulated: what is rounded while the model runs, and not in its weights.
         seconds: wall time of the whole recipe.
@@ -227,6 +228,7 @@ class CompressionLog:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
     simulated: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     bytes_dense: int = 0
     bytes: int = 0
@@ -239,6 +241,7 @@ class CompressionLog:
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "fallbacks": list(self.fallbacks),
             "simulated": list(self.simulated),
+            "removed": list(self.removed),
             "seconds": round(self.seconds, 3),
             "bytes_dense": self.bytes_dense,
             "bytes": self.bytes,

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Literal
 
-Kind = Literal["score", "quantizer", "solver", "transform", "activations", "cache", "checkpoint"]
+Kind = Literal[
+    "score", "quantizer", "solver", "transform", "blocks", "activations", "cache", "checkpoint"
+]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
@@ -22,6 +24,8 @@ integer zero point, also `grid(weight, step)` -> `capcheck.methods.grid.Grid`.
 kept entries have changed as well.
 `transform`: `transform(weights, statistic, step, names)` -> a `Solved` for each of several weights
 that share their inputs.
+`blocks`: `change(entering, leaving)` of a block, summed over tokens, and
+`chosen(influences, count)`, which blocks are removed.
 `activations`: a quantizer that also has `inputs(x)` -> x, which rounds what enters the layer.
 `cache`: `attach(model, step)` -> what the log says; it changes no weight.
 `checkpoint`: no code here; what is compressed already is loaded in the dense model's place.
@@ -119,6 +123,7 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
             },
             calibrated=True,
         ),
+        "shortgpt": Signature("blocks", "sparsity", {**_CALIBRATION, **_SEED}, calibrated=True),
         "rtn": Signature("quantizer", "bits", {**_GRID, **_SCOPE}),
         "hqq": Signature(
             "quantizer", "bits", {"group": _GRID["group"], **_SCOPE}, keeps_zeros=False

@@ -57,12 +57,15 @@ _SHOWN = 5
 
 
 def _compression(log: JSON) -> list[str]:
-    changed = log["layers"] or log["simulated"] or log["bytes"] != log["bytes_dense"]
+    changed = (
+        log["layers"] or log["simulated"] or log["removed"] or log["bytes"] != log["bytes_dense"]
+    )
     if not changed and not log["fallbacks"]:
         return []
     final = {layer["name"]: layer for layer in log["layers"]}
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
-    parts = [f"{len(final)} matrices"] if final else []
+    parts = [f"{len(log['removed'])} blocks removed"] if log["removed"] else []
+    parts += [f"{len(final)} matrices"] if final else []
     if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
         parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
     if bits:
@@ -71,6 +74,8 @@ def _compression(log: JSON) -> list[str]:
         parts.append(f"{log['bytes'] / log['bytes_dense']:.0%} of the bytes")
     lines = [f"{log['recipe']}: {', '.join(parts)}, in {log['seconds']:.1f} s"]
     lines += [f"  simulated: {text}" for text in log["simulated"]]
+    if log["removed"]:
+        lines.append(f"  removed: {', '.join(log['removed'])}")
     skipped = [f"{entry['name']} ({entry['reason']})" for entry in log["skipped"]]
     for what, texts in (("not compressed", skipped), ("fallback", log["fallbacks"])):
         lines += [f"  {what}: {text}" for text in texts[:_SHOWN]]
@@ -196,6 +201,13 @@ def _notes(results: Results) -> list[str]:
     if counts:
         total = len(results.checks)
         lines.append(f"{total} gate{'s' if total != 1 else ''}: {', '.join(counts)}")
+    among = results.run.get("checks", 1)
+    if among > 1 and results.count("undecided") + results.count("degraded"):
+        alpha = 1 - results.run["settings"]["confidence"]
+        lines.append(
+            f"degraded is called at an error of {alpha:.3g}/{among}, for the run holds {among} "
+            f"checks: a model that keeps everything fails any of them at {alpha:.3g} at most"
+        )
     return lines
 
 

@@ -11,7 +11,17 @@ CHECK = {
     "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence",
 }  # fmt: skip
-LOG = {"recipe", "layers", "skipped", "fallbacks", "simulated", "seconds", "bytes_dense", "bytes"}
+LOG = {
+    "recipe",
+    "layers",
+    "skipped",
+    "fallbacks",
+    "simulated",
+    "removed",
+    "seconds",
+    "bytes_dense",
+    "bytes",
+}
 
 
 def test_every_key_is_there(folder):
@@ -37,7 +47,7 @@ def test_few(capability):
     assert set(report) == {"schema", "run", "compression", "checks", "errors"}
     assert report["schema"] == 1
     run = report["run"]
-    keys = {"model", "revision", "digest", "recipes", "settings", "versions", "machine"}
+    keys = {"model", "revision", "digest", "recipes", "settings", "versions", "machine", "checks"}
     assert set(run) == keys
     assert run["model"]["name"] == "scripted"
     assert run["recipes"] == ["rtn:4", "none"]
