@@ -233,6 +233,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             run.left_out = len(others)
             items[:] = [item for item in items if collect.is_check(item)]
     items[:] = collect.grouped(items, run.settings.compress)
+    run.collected(sum(map(collect.is_check, items)))
 
 
 @pytest.hookimpl(optionalhook=True)

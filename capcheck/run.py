@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
@@ -77,6 +78,11 @@ class Run:
             self._results.run = self._about()
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
+
+    def collected(self, checks: int) -> None:
+        """Take in how many checks the run holds, before the first is carried out."""
+        self.settings = replace(self.settings, gates=max(1, checks))
+        self._results.run["checks"] = checks
 
     # One test
 

@@ -39,6 +39,8 @@ class Settings:
     json: Path | None = None
     records: Path | None = None
     save: Path | None = None
+    gates: int = 1
+    """How many checks the run holds: not an option, but counted when they are collected."""
 
     @property
     def alpha(self) -> float:
@@ -93,6 +95,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as the JSON report holds them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
+        del found["gates"]
         return {name: _plain(value) for name, value in found.items()}
 
 

@@ -33,14 +33,16 @@ def decide(
     claim: Claim,
     *,
     alpha: float = 0.05,
+    gates: int = 1,
     declared: int | None = None,
     looks: Sequence[int] | None = None,
     clusters: Clusters | None = None,
 ) -> Verdict:
     """Return what the items asked so far say of a claim.
 
-    Each wrong verdict, `retained` of a claim that is false and `degraded` of one that is true,
-    has a probability of at most alpha over the whole run, early stopping included.
+    `retained` of a claim that is false has a probability of at most alpha, and `degraded` of one
+    that is true one of at most alpha / gates, early stopping included: among so many gates, a model
+    that keeps everything fails any of them with a probability of at most alpha (Bonferroni).
 
     Args:
         dense, compressed: scores of the same items, shape (n,), 0 to 1, in the order asked,
@@ -51,6 +53,7 @@ def decide(
             asked is taken to span the range of all.
         claim: of metric `retention` or `drop`.
         alpha: the error allowed on each side, above 0 and below 0.5.
+        gates: how many gates are decided in one run, at least 1.
         declared: how many units were to be asked at most; None where these are all of them.
         looks: the numbers of units after which the evidence was, or would have been, looked at;
             None for after each, which is allowed and makes the verdict independent of how items
@@ -70,9 +73,9 @@ def decide(
     if not math.isfinite(claim.threshold):
         raise ValueError(f"the threshold is a finite number, not {claim.threshold}")
     pairs = pairs_of(dense, compressed, chance, clusters)
-    plan = Plan.of(pairs.n, declared, looks, alpha)
-    up = plan.shows(pairs.question(claim.metric, claim.threshold))
-    down = plan.shows(pairs.question(claim.metric, claim.threshold).reversed())
+    question = pairs.question(claim.metric, claim.threshold)
+    up = Plan.of(pairs.n, declared, looks, alpha).shows(question)
+    down = Plan.of(pairs.n, declared, looks, alpha / gates).shows(question.reversed())
     if up == down:
         return Verdict.UNDECIDED
     return Verdict.RETAINED if up else Verdict.DEGRADED
@@ -168,6 +171,7 @@ def items_to_settle(
     claim: Claim,
     *,
     alpha: float = 0.05,
+    gates: int = 1,
     clusters: Clusters | None = None,
 ) -> int | None:
     """Return about how many items in all would settle a claim if the pattern so far went on.
@@ -185,12 +189,16 @@ def items_to_settle(
     pairs = pairs_of(dense, compressed, chance, clusters)
     question = pairs.question(claim.metric, claim.threshold)
     share = pairs.counts / pairs.n
-    sides = [side for side in (question, question.reversed()) if side.z @ share > 0]
-    if not sides or sides[0].bound <= 0:
-        return None if not sides else np.size(dense)
+    sides = ((question, alpha), (question.reversed(), alpha / gates))
+    found = next(((side, error) for side, error in sides if side.z @ share > 0), None)
+    if found is None:
+        return None
+    side, error = found
+    if side.bound <= 0:
+        return np.size(dense)
 
     def settles(units: int) -> bool:
-        return Plan.of(units, None, None, alpha).shows_pattern(sides[0], share * units)
+        return Plan.of(units, None, None, error).shows_pattern(side, share * units)
 
     low, high, most = pairs.n - 1, pairs.n, 10**6 * pairs.n // np.size(dense)
     while not settles(high):

@@ -134,7 +134,13 @@ class Trial:
         if verdict is Verdict.UNDECIDED:
             d, c, g, clusters = self._arrays(asked)
             needed = stats.items_to_settle(
-                d, c, g[: len(d)], claim, alpha=self._settings.alpha, clusters=clusters
+                d,
+                c,
+                g[: len(d)],
+                claim,
+                alpha=self._settings.alpha,
+                gates=self._settings.gates,
+                clusters=clusters,
             )
             reason = reason or "too few items to tell"
         return self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
@@ -152,6 +158,9 @@ class Trial:
         estimate = self._estimate("ratio", asked)
         assert claim.threshold is not None
         verdict = stats.ratio_verdict(estimate, claim.threshold)
+        if verdict is Verdict.DEGRADED:  # one of many is called so at a smaller error
+            strict = self._settings.alpha / self._settings.gates
+            verdict = stats.ratio_verdict(self._ratio(asked, strict), claim.threshold)
         reason = "too few documents to tell" if verdict is Verdict.UNDECIDED else ""
         return self._gate(claim, verdict, asked, estimate, reason=reason)
 
@@ -165,6 +174,7 @@ class Trial:
             looks=looks,
             declared=len(self._units),
             alpha=self._settings.alpha,
+            gates=self._settings.gates,
             clusters=clusters,
         )
 
@@ -173,10 +183,7 @@ class Trial:
     ) -> Interval:
         alpha = self._settings.alpha
         if metric == "ratio":
-            dense, compressed, tokens = self._nats(asked)
-            return stats.ratio_interval(
-                dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
-            )
+            return self._ratio(asked, alpha)
         d, c, g, clusters = self._arrays(asked)
         find = stats.retention_interval if metric == "retention" else stats.drop_interval
         return find(
@@ -187,6 +194,12 @@ class Trial:
             clusters=clusters,
             looks=looks or [len(self._units)],
             declared=len(self._units),
+        )
+
+    def _ratio(self, asked: Sequence[int], alpha: float) -> Interval:
+        dense, compressed, tokens = self._nats(asked)
+        return stats.ratio_interval(
+            dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
         )
 
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:

@@ -181,6 +181,34 @@ def test_a_stricter_retention_is_never_easier(case, one, two):
     assert order.index(hard) <= order.index(easy)
 
 
+@given(scored(), st.floats(0.3, 1.2), st.integers(1, 50))
+@settings(max_examples=60, deadline=None)
+def test_among_many_gates_a_loss_is_called_at_a_smaller_error(case, threshold, gates):
+    found = stats.decide(*case, retention(threshold), gates=gates)
+    alone = stats.decide(*case, retention(threshold))
+    strict = stats.decide(*case, retention(threshold), alpha=0.05 / gates)
+    if found is Verdict.DEGRADED:
+        assert strict is Verdict.DEGRADED
+    elif alone is Verdict.DEGRADED:
+        assert found is Verdict.UNDECIDED
+        assert strict is not Verdict.DEGRADED
+    else:
+        assert found is alone
+
+
+def test_of_twenty_gates_at_their_threshold_one_run_in_twenty_fails():
+    """Each gate stands exactly at its threshold, the worst that a sound model can be."""
+    rng = np.random.default_rng(5)
+    runs, gates, failed = 200, 20, 0
+    for _ in range(runs):
+        verdicts = (
+            stats.decide(d, c, 0.0, retention(0.9), gates=gates, looks=[60, 120])
+            for d, c in ((np.ones(120), (rng.random(120) < 0.9) * 1.0) for _ in range(gates))
+        )
+        failed += any(verdict is Verdict.DEGRADED for verdict in verdicts)
+    assert failed / runs <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
+
+
 @given(scored(low=2), st.floats(0.5, 1.0), st.randoms(use_true_random=False))
 @quick
 def test_read_once_the_order_does_not_matter(case, threshold, random):
