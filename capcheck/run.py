@@ -82,7 +82,6 @@ class Run:
     def collected(self, checks: int) -> None:
         """Take in how many checks the run holds, before the first is carried out."""
         self.settings = replace(self.settings, gates=max(1, checks))
-        self._results.run["checks"] = checks
 
     # One test
 
@@ -154,6 +153,7 @@ class Run:
         if report.when == "teardown" and _LOGS in item.stash:
             found["compression"] = item.stash[_LOGS]
         if found:
+            found["among"] = self.settings.gates  # under xdist, only workers collect
             # As ASCII text: xdist cannot send every text, and models write every text.
             report.capcheck = dumps(found)  # type: ignore[attr-defined]
 
@@ -240,6 +240,7 @@ class Run:
         if text is None or self._worker:
             return
         found = loads(text)
+        self._results.run["checks"] = found["among"]
         self._results.add(report.nodeid, found)
         lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
         if lost and not report.failed and not hasattr(report, "wasxfail"):
