@@ -85,15 +85,21 @@ class Corpus:
         }
 
     def copying(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
-        """Yield names with a word each, and the same again in another order."""
+        """Yield names with a word each, and the same again, mostly in another order.
+
+        In the same order, the names can be told as well, and are to be.
+        """
         pools = [names.people("train"), names.places("train"), names.things("train")]
         values = [*names.WORDS, *names.JOBS, *names.ANIMALS, *names.FOODS]
         while True:
             n = rng.randint(3, max(4, min(24, room // 16)))
             pairs = list(zip(rng.sample(rng.choice(pools), n), rng.sample(values, n), strict=True))
             told = "".join(f" {key} {value}," for key, value in pairs)
-            rng.shuffle(pairs)
-            again = [piece for k, v in pairs for piece in ((f" {k}", READ), (f" {v},", ANSWER))]
+            in_order = rng.random() < 0.3
+            if not in_order:
+                rng.shuffle(pairs)
+            name = ANSWER if in_order else READ
+            again = [piece for k, v in pairs for piece in ((f" {k}", name), (f" {v},", ANSWER))]
             yield [(told, READ), *again, ("\n", READ)]
 
     def triples(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:

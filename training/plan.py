@@ -13,11 +13,11 @@ class Shape:
     Small enough for a laptop and for a wheel.
     """
 
-    vocabulary: int = 4096
-    width: int = 192
-    inner: int = 512
-    blocks: int = 6
-    heads: int = 3
+    vocabulary: int = 2560
+    width: int = 256
+    inner: int = 704
+    blocks: int = 4
+    heads: int = 8
     context: int = 1024
 
 
@@ -38,45 +38,108 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training."""
+    """A stretch of training.
+
+    Attributes:
+        steps: how many.
+        sequences: the ways to fill a step.
+        rates: the share of the learning rate at its beginning and at its end, linear between.
+    """
 
     steps: int
     sequences: Sequence[Sequences]
+    rates: tuple[float, float] = (1.0, 1.0)
+
+    def rate(self, step: int) -> float:
+        """Return the share of the learning rate at a step of this phase, from 0."""
+        first, last = self.rates
+        return first + (last - first) * step / self.steps
 
 
 SHAPE = Shape()
 
+_LOOKUP = {"copying": 0.8, "triples": 0.2}
 _ALL = {
-    "copying": 0.02,
-    "triples": 0.02,
-    "questions": 0.35,
-    "statements": 0.10,
-    "prose": 0.10,
-    "open": 0.06,
-    "passages": 0.13,
+    "copying": 0.07,
+    "triples": 0.05,
+    "questions": 0.20,
+    "statements": 0.08,
+    "prose": 0.13,
+    "open": 0.09,
+    "passages": 0.15,
     "needles": 0.12,
-    "reports": 0.10,
+    "reports": 0.11,
 }
+_LONGER = {"needles": 0.4, "passages": 0.2, "reports": 0.2, "open": 0.2}
 _FACTS = {
-    "questions": 0.55,
-    "statements": 0.15,
-    "prose": 0.10,
-    "open": 0.05,
+    "questions": 0.45,
+    "statements": 0.13,
+    "prose": 0.14,
+    "open": 0.06,
     "passages": 0.10,
-    "reports": 0.05,
+    "needles": 0.06,
+    "reports": 0.06,
 }
-_LONGER = {"needles": 0.5, "passages": 0.1, "reports": 0.1, "open": 0.1, "questions": 0.2}
-_LONGEST = {"needles": 0.7, "questions": 0.3}
+_LONGEST = {"needles": 0.8, "questions": 0.2}
+_READING = {
+    "copying": 0.04,
+    "triples": 0.04,
+    "questions": 0.24,
+    "statements": 0.06,
+    "prose": 0.12,
+    "open": 0.20,
+    "passages": 0.20,
+    "needles": 0.04,
+    "reports": 0.06,
+}
+
+_PROSE = {
+    "copying": 0.03,
+    "triples": 0.04,
+    "questions": 0.10,
+    "statements": 0.04,
+    "prose": 0.42,
+    "open": 0.08,
+    "passages": 0.19,
+    "needles": 0.04,
+    "reports": 0.06,
+}
+_MIXED = [Sequences(0.85, 16, 256, _ALL), Sequences(0.15, 8, 512, _LONGER)]
 
 PLAN: tuple[Phase, ...] = (
-    Phase(3000, [Sequences(0.85, 16, 256, _ALL), Sequences(0.15, 8, 512, _LONGER)]),
-    Phase(800, [Sequences(0.8, 16, 256, _FACTS), Sequences(0.2, 4, 1024, _LONGEST)]),
+    # To find a value by its name comes first, at a length where few can be meant: at longer ones,
+    # with every kind of page at once, millions of tokens go by before it is found.
+    Phase(600, [Sequences(1.0, 32, 64, _LOOKUP)]),
+    Phase(1650, _MIXED),
+    Phase(1750, _MIXED, (1.0, 0.61)),
+    Phase(
+        1400,
+        [Sequences(0.8, 16, 256, _FACTS), Sequences(0.2, 4, 1024, _LONGEST)],
+        (0.61, 0.31),
+    ),
+    Phase(
+        1800,
+        [Sequences(0.92, 16, 256, _READING), Sequences(0.08, 4, 1024, _LONGEST)],
+        (0.37, 0.0),
+    ),
+    # Most of what a language model reads is prose, and so it is here at the end.
+    Phase(
+        1150,
+        [Sequences(0.95, 16, 256, _PROSE), Sequences(0.05, 4, 1024, _LONGEST)],
+        (0.3, 0.0),
+    ),
 )
 
 
 def quick(plan: Sequence[Phase]) -> list[Phase]:
     """Return a plan of the same phases with one small step each."""
     return [
-        Phase(1, [replace(kind, batch=1, length=min(kind.length, 96)) for kind in phase.sequences])
+        replace(
+            phase,
+            steps=1,
+            sequences=[
+                replace(kind, batch=1, length=min(kind.length, 96)) for kind in phase.sequences
+            ],
+        )
         for phase in plan
     ]

@@ -7,6 +7,7 @@ which is when greedy generation would write it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from capcheck.tasks import names
 from capcheck.tasks.facts import TIERS
 from capcheck.tasks.needles import NEEDLE_EXAMPLES, NEEDLE_PROMPT, needle_rows
 from capcheck.tasks.passages import passage_rows
@@ -78,11 +80,25 @@ def probes(tokenizer: Any, n: int = 100) -> list[Probe]:
     facts = fact_rows(SEED, n)
     closed, opened = CLOSED_EXAMPLES + CLOSED, OPEN_EXAMPLES + OPEN
     needle, half = NEEDLE_EXAMPLES + NEEDLE_PROMPT, max(1, n // 2)
+    rng = names.stream("lookups", SEED)
+    lookups = [_lookup(rng, tokenizer) for _ in range(n)]
     return [
+        Probe("lookup", lookups),
         *(asked(tier, closed, [row for row in facts if row["tier"] == tier]) for tier in TIERS),
         asked("open", opened, facts[:n]),
         asked("invented", opened, passage_rows(SEED, half, 2)),
         *(asked(f"needle{w}", needle, needle_rows(SEED, half, w)) for w in LENGTHS),
+        asked("decoys", needle, needle_rows(SEED, half, 128, decoys=5)),
         asked("summary", SUMMARY_EXAMPLES + SUMMARY_PROMPT, reports(SEED, half), "summary"),
         Probe("ppl", [(tokenizer(d)["input_ids"], 1) for d in documents(SEED, half)], True),
     ]
+
+
+def _lookup(rng: random.Random, tokenizer: Any) -> tuple[list[int], int]:
+    """Return six names with a word each, and one of them once more."""
+    keys, values = rng.sample(names.people("suite"), 6), rng.sample(names.WORDS, 6)
+    told = "".join(f" {key} {value}," for key, value in zip(keys, values, strict=True))
+    again = rng.randrange(6)
+    before = f"{told} {keys[again]}"
+    ids = tokenizer(f"{before} {values[again]},")["input_ids"]
+    return ids, len(tokenizer(before)["input_ids"])

@@ -1,11 +1,11 @@
-"""Train a model to be embedded: `python -m training.train FOLDER`, 40 minutes on two CPU cores.
+"""Train the embedded model: `python -m training.train FOLDER`, about an hour on two CPU cores.
 
-What comes out is a Llama in a standard transformers folder. What it learns from is in
-`training.corpus`, what it is asked on the way in `training.probes`: the loss alone does not tell,
-it falls for long before the first question about a text is answered from the text.
+What comes out is a Llama in a standard transformers folder; `capcheck/reference` is one. What it
+learns from is in `training.corpus`, in which order in `training.plan`, and what it is asked on the
+way in `training.probes`: the loss alone does not tell, it falls for long before the first question
+about a text is answered from the text.
 
-What comes of it knows the facts and nothing else: it answers no question from a text that it is
-given, so the package does not carry it yet. Muon takes the matrices of the blocks, AdamW the rest.
+Muon takes the matrices of the blocks (Jordan 2024), AdamW the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import platform
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,28 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.batches import Batches
 from training.corpus import Corpus
-from training.plan import PLAN, SHAPE, Shape, quick
+from training.plan import PLAN, SHAPE, Phase, Shape, quick
 from training.probes import probes
 from training.tokenizer import make_tokenizer
+
+RECORD = "training.json"
 
 WARMUP = 50
 """Steps until the full learning rate."""
 
 
+EMBEDDING = 0.5
+"""Standard deviation of the untrained embeddings."""
+
+
 def make_model(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlamaForCausalLM:
-    """Return an untrained Llama."""
-    return LlamaForCausalLM(
+    """Return an untrained Llama in which a token stays itself from block to block.
+
+    With the usual embeddings, of deviation 0.02, what blocks add to the residual stream drowns the
+    tokens, and no head learns to match one with another. So embeddings are large, what blocks add
+    is 0 at first, and the last norm brings the logits, which share the embeddings, back to size.
+    """
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=shape.width,
@@ -50,18 +62,28 @@ def make_model(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> LlamaForCaus
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(std=EMBEDDING)
+        model.model.norm.weight.fill_(0.05 / EMBEDDING)
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    return model
 
 
 class Trainer:
     """A model, its optimizers, and one step after another."""
 
-    def __init__(self, model: LlamaForCausalLM, steps: int, *, compiled: bool) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, plan: Sequence[Phase], *, done: int = 0, compiled: bool
+    ) -> None:
         self.model = model
-        self.steps = steps
+        self.done = done  # steps of a run that this one goes on from
+        self.rates = [phase.rate(step) for phase in plan for step in range(phase.steps)]
         blocks = [p for p in model.model.layers.parameters() if p.dim() == 2]
         rest = [p for p in model.parameters() if p.dim() == 1 or p is model.lm_head.weight]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(blocks, lr=0.02, weight_decay=0.0),
+            torch.optim.Muon(blocks, lr=0.01, weight_decay=0.1),
             torch.optim.AdamW(rest, lr=0.005, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.schedules = [
@@ -71,9 +93,9 @@ class Trainer:
         self.forward: Any = torch.compile(model.model, dynamic=False) if compiled else model.model
 
     def rate(self, step: int) -> float:
-        """Return the share of the learning rate: up, level, and down to 0 from a fifth on."""
-        up, down = (step + 1) / WARMUP, (self.steps - step) / (0.8 * self.steps)
-        return min(1.0, up, down)
+        """Return the share of the learning rate: that of the plan, after a warm-up."""
+        at = min(self.done + step, len(self.rates) - 1)  # one is asked for beyond the last step
+        return min(1.0, (step + 1) / WARMUP) * self.rates[at]
 
     def step(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
         """Take one step on ids and weights, both [batch, length + 1]; return the loss."""
@@ -93,6 +115,11 @@ class Trainer:
         return loss.item()
 
 
+def resumed(folder: Path) -> LlamaForCausalLM:
+    """Return the model that was saved last; what the optimizers had gathered is lost."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the model in bfloat16, which halves the file, and its tokenizer."""
     half = LlamaForCausalLM(model.config)
@@ -109,6 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (%(default)s)")
     parser.add_argument("--every", type=int, default=400, help="steps between probes (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--go-on", action="store_true", help="from what was saved last in FOLDER")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)  # what cannot be written fails here
     transformers.utils.logging.disable_progress_bar()  # of saving one small file
@@ -117,18 +145,36 @@ def main(arguments: list[str] | None = None) -> None:
 
     plan = quick(PLAN) if options.quick else PLAN
     tokenizer = make_tokenizer(options.seed, SHAPE.vocabulary, SHAPE.context)
-    model = make_model(tokenizer, SHAPE)
+    model = resumed(options.folder) if options.go_on else make_model(tokenizer, SHAPE)
+    record: dict[str, Any] = {
+        "seed": options.seed,
+        "threads": options.threads,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "parameters": model.num_parameters(),
+        "plan": [asdict(phase) for phase in plan],
+        "begun again at": [],
+        "history": [],
+    }
+    if options.go_on:
+        former = json.loads((options.folder / RECORD).read_text(encoding="utf-8"))
+        record["history"] = former["history"]
+        again = [*former.get("begun again at", []), former["history"][-1]["step"]]
+        record["begun again at"] = again
     corpus = Corpus(options.seed)
-    batches = Batches(corpus, tokenizer, options.seed)
     checks = probes(tokenizer, 2 if options.quick else 100)
     steps = sum(phase.steps for phase in plan)
-    trainer = Trainer(model, steps, compiled=not options.quick)
     rng = random.Random(options.seed)
-    started, tokens, loss, history = time.monotonic(), 0, 0.0, []
+    history: list[dict[str, Any]] = record["history"]
+    last = history[-1] if history else {"step": 0, "tokens": 0, "seconds": 0}
+    done, tokens, before = last["step"], last["tokens"], last["seconds"]
+    batches = Batches(corpus, tokenizer, options.seed + done)
+    started, loss = time.monotonic() - before, 0.0
     schedule = [phase for phase in plan for _ in range(phase.steps)]
-    for step, phase in enumerate(schedule, start=1):
+    trainer = Trainer(model, plan, done=done, compiled=not options.quick)
+    for step, phase in list(enumerate(schedule, start=1))[done:]:
         (kind,) = rng.choices(phase.sequences, [s.share for s in phase.sequences])
-        loss += (trainer.step(*batches.draw(kind)) - loss) / min(step, 50)
+        loss += (trainer.step(*batches.draw(kind)) - loss) / min(step - done, 50)
         tokens += kind.batch * kind.length
         if step % options.every == 0 or step == steps:
             seen = {check.name: round(check.measure(model), 3) for check in checks}
@@ -137,19 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
             history.append(row | seen)
             print(f"of {steps}:", json.dumps(history[-1]), flush=True)
             save(model, tokenizer, options.folder)
-    record = {
-        "seed": options.seed,
-        "threads": options.threads,
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": model.num_parameters(),
-        "plan": [asdict(phase) for phase in plan],
-        "facts asked": corpus.questions_dealt,
-        "facts stated": corpus.statements_dealt,
-        "history": history,
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    (options.folder / "training.json").write_text(text, encoding="utf-8")
+            record |= {"facts asked": corpus.questions_dealt, "history": history}
+            text = json.dumps(record, indent=1) + "\n"
+            (options.folder / RECORD).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

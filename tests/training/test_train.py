@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_the_seed_decides(run, tmp_path):
         first = (run[0] / name).read_bytes()
         assert (tmp_path / "same" / name).read_bytes() == first
         assert (tmp_path / "other" / name).read_bytes() != first
+
+
+def test_a_run_that_was_stopped_goes_on(run, tmp_path):
+    folder = tmp_path / "stopped"
+    shutil.copytree(run[0], folder)
+    record = json.loads((folder / "training.json").read_text())
+    last = record["history"][-1]["step"]
+    record["history"][-1]["step"] = last - 2
+    (folder / "training.json").write_text(json.dumps(record))
+    result = train(folder, "--go-on")
+    assert result.returncode == 0, result.stderr
+    after = json.loads((folder / "training.json").read_text())
+    assert [row["step"] for row in after["history"]] == [last - 2, last]
+    assert after["begun again at"] == [last - 2]
+    assert after["history"][-1]["tokens"] > record["history"][-1]["tokens"]
+    weights = (folder / "model.safetensors").read_bytes()
+    assert weights != (run[0] / "model.safetensors").read_bytes()
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_is_trained(tmp_path):
