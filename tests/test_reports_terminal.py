@@ -16,7 +16,8 @@ CHECK = {
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
-    "fallbacks": [], "simulated": [], "seconds": 1.26, "bytes": 75, "bytes_dense": 100,
+    "fallbacks": [], "simulated": [], "removed": [], "seconds": 1.26, "bytes": 75,
+    "bytes_dense": 100,
 }  # fmt: skip
 
 
@@ -93,6 +94,9 @@ def test_what_compression_did():
     many = shown(logs=[{**LOG, "fallbacks": [f"expert {i}: no tokens" for i in range(9)]}])
     assert many.count("no tokens") == 5
     assert "fallback: 4 more, all in the JSON report" in many
+    short = {**LOG, "recipe": "shortgpt:0.5", "layers": [], "removed": ["model.layers.2"]}
+    assert "shortgpt:0.5: 1 blocks removed" in shown(logs=[short])
+    assert "removed: model.layers.2" in shown(logs=[short])
     cache = {**LOG, "recipe": "kv:8", "layers": [], "simulated": ["kv: keys and values of 8 bits"]}
     assert "  simulated: kv: keys and values of 8 bits" in shown(logs=[cache])
     assert "none" not in shown(logs=[{**LOG, "recipe": "none", "layers": [], "bytes": 100}])
