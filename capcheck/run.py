@@ -153,7 +153,7 @@ class Run:
         if report.when == "teardown" and _LOGS in item.stash:
             found["compression"] = item.stash[_LOGS]
         if found:
-            found["among"] = self.settings.gates  # under xdist, only workers collect
+            found["among"] = self.settings.gates
             # As ASCII text: xdist cannot send every text, and models write every text.
             report.capcheck = dumps(found)  # type: ignore[attr-defined]
 
@@ -181,6 +181,7 @@ class Run:
             "revision": model.get("revision"),
             "digest": model.get("digest"),
             "recipes": [str(recipe) for recipe in self.settings.compress],
+            "checks": 0,  # until the first report tells: only workers collect under xdist
             "settings": self.settings.to_json(),
             "versions": {
                 "capcheck": __version__,

@@ -95,7 +95,7 @@ def test_what_compression_did():
     assert many.count("no tokens") == 5
     assert "fallback: 4 more, all in the JSON report" in many
     short = {**LOG, "recipe": "shortgpt:0.5", "layers": [], "removed": ["model.layers.2"]}
-    assert "shortgpt:0.5: 1 blocks removed" in shown(logs=[short])
+    assert "shortgpt:0.5: 1 block removed" in shown(logs=[short])
     assert "removed: model.layers.2" in shown(logs=[short])
     cache = {**LOG, "recipe": "kv:8", "layers": [], "simulated": ["kv: keys and values of 8 bits"]}
     assert "  simulated: kv: keys and values of 8 bits" in shown(logs=[cache])

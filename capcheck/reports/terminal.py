@@ -64,7 +64,8 @@ def _compression(log: JSON) -> list[str]:
         return []
     final = {layer["name"]: layer for layer in log["layers"]}
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
-    parts = [f"{len(log['removed'])} blocks removed"] if log["removed"] else []
+    gone = len(log["removed"])
+    parts = [f"{gone} block{'s' if gone > 1 else ''} removed"] if gone else []
     parts += [f"{len(final)} matrices"] if final else []
     if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
         parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
@@ -74,7 +75,7 @@ def _compression(log: JSON) -> list[str]:
         parts.append(f"{log['bytes'] / log['bytes_dense']:.0%} of the bytes")
     lines = [f"{log['recipe']}: {', '.join(parts)}, in {log['seconds']:.1f} s"]
     lines += [f"  simulated: {text}" for text in log["simulated"]]
-    if log["removed"]:
+    if gone:
         lines.append(f"  removed: {', '.join(log['removed'])}")
     skipped = [f"{entry['name']} ({entry['reason']})" for entry in log["skipped"]]
     for what, texts in (("not compressed", skipped), ("fallback", log["fallbacks"])):
@@ -206,7 +207,8 @@ def _notes(results: Results) -> list[str]:
         alpha = 1 - results.run["settings"]["confidence"]
         lines.append(
             f"degraded is called at an error of {alpha:.3g}/{among}, for the run holds {among} "
-            f"checks: a model that keeps everything fails any of them at {alpha:.3g} at most"
+            "checks: a model that keeps everything fails any of them with a probability of "
+            f"{alpha:.3g} at most"
         )
     return lines
 
