@@ -85,7 +85,7 @@ class Encoder:
         )
         for item, (ids, spans) in enumerate(whole):
             context = contexts[item]
-            start = _common(known[context], ids)
+            start = common(known[context], ids)
             # Where the joint tokenization differs earlier, tokens inside the context stay context.
             while start < len(spans) and spans[start][0] < spans[start][1] <= len(context):
                 start += 1
@@ -243,6 +243,13 @@ def batches(
     return found
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common beginning of two sequences."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the common beginning of two lists."""
+    low, high = 0, min(len(a), len(b))  # alike up to low; unlike, or at an end, beyond high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

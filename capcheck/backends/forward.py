@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -29,51 +28,60 @@ def token_nats(
     ids: torch.Tensor,
     where: torch.Tensor,
     targets: torch.Tensor,
-    cache: Any = None,
+    cache: Callable[[], Any] | None = None,
+    **reading: torch.Tensor,
 ) -> torch.Tensor:
     """Return ln p of each target token, float32 `[n]`.
 
-    A hook in front of the head hands on only the hidden rows that are scored, so the model itself
-    computes just those logits and whatever it does to them afterwards (Gemma 2 caps them). They are
-    computed a chunk at a time: for all chunks but the first the decoder returns what it returned
-    before, so that only the head runs again.
+    A hook in front of the head hands on only the hidden rows that are scored, each once, so the
+    model itself computes just those logits and whatever it does to them afterwards (Gemma 2 caps
+    them). They are computed a chunk at a time: for all chunks but the first the decoder returns
+    what it returned before, so that only the head runs again.
 
     Args:
         model: a causal language model in evaluation mode.
         ids: token ids `[b, t]`, padded on the right with any token.
-        where: the rows to score, as indices into `[b * t]`; `[n]`.
+        where: the rows to score, as indices into `[b * t]`; `[n]`. A row may be scored for several
+            targets.
         targets: the token that follows each of them; `[n]`.
-        cache: keys and values of what comes before `ids`. No more than `scored_at_once` rows are
-            scored then, for the model runs once.
+        cache: gives the keys and values of what comes before `ids`, afresh at every call.
+        reading: `position_ids` `[b, t]` and `attention_mask` `[b, 1, t, all]`, where they are not
+            those of plain sequences.
 
     Raises:
         ModelError: the model computes its logits past its head, so rows cannot be selected.
     """
     head, decoder = model.get_output_embeddings(), model.get_decoder()
-    rows = scored_at_once(model)
-    assert cache is None or len(where) <= rows
     kept: list[Any] = []
-    nats = []
+    rows, owner = where.unique(return_inverse=True)  # [u], [n]
+    nats = torch.empty(len(where), dtype=torch.float32, device=ids.device)
     with ExitStack() as undo:
         keeping = decoder.register_forward_hook(lambda module, args, output: kept.append(output))
         undo.callback(keeping.remove)
-        for at, chunk in enumerate(where.split(rows)):
+        begin = 0
+        for chunk in rows.split(scored_at_once(model)):
+            before = None if cache is None else cache()
             with _rows_only(head, partial(_take, chunk)):
                 logits = model(
-                    input_ids=ids, past_key_values=cache, use_cache=cache is not None
+                    input_ids=ids,
+                    past_key_values=before,
+                    use_cache=before is not None,
+                    **reading,
                 ).logits  # [1, c, vocab]
             if logits.shape[:2] != (1, len(chunk)):
                 raise ModelError(
                     f"{type(model).__name__} does not compute its logits by its output embedding; "
                     "this architecture cannot be asked"
                 )
-            expected = targets[at * rows : at * rows + rows]
-            nats.append(-F.cross_entropy(logits[0].float(), expected, reduction="none"))  # [c]
+            log_p = logits[0].float().log_softmax(-1)  # [c, vocab]
+            mine = (owner >= begin) & (owner < begin + len(chunk))  # [n]
+            nats[mine] = log_p[owner[mine] - begin, targets[mine]]
             # Replayed only where it is certain what to replay; else the whole model runs again.
-            if at == 0 and len(kept) == 1 and decoder is not model:
+            if begin == 0 and len(kept) == 1 and decoder is not model:
                 keeping.remove()
                 undo.enter_context(_returning(decoder, kept[0]))
-    return torch.cat(nats)
+            begin += len(chunk)
+    return nats
 
 
 def scored_at_once(model: Any) -> int:

@@ -1,8 +1,7 @@
 """Asks a transformers causal language model: log-likelihoods and greedy text, in batches.
 
-Log-likelihoods are computed under right padding: a causal model's real tokens never see what comes
-after them, so neither a mask nor position ids are needed and none can be wrong. Generation needs
-left padding, and with it a mask and position ids. Only the logits that are scored are computed.
+Log-likelihoods are those of `capcheck.backends.scoring`. Generation needs left padding, and with it
+a mask and position ids. Only the logits that are needed are computed.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ from capcheck.backends.forward import (
     greedy,
     quiet,
     rope_boundary,
-    scored_at_once,
-    token_nats,
 )
 from capcheck.backends.identity import describe, device_name, weights_digest
-from capcheck.backends.prefix import cache_of, shared
+from capcheck.backends.prefix import read, repeated, shared
+from capcheck.backends.scoring import Scoring
 from capcheck.errors import ModelError, UsageError
 from capcheck.result import Answer, Loglik
 
@@ -71,7 +69,8 @@ class HFBackend:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self._given = dict(identity or {})
-        self._shares: dict[bool, bool] = {}  # whether a cache can be gone on from, once known
+        self._scoring = Scoring(model)
+        self._goes_on: bool | None = None  # whether generation can go on from a cache, once known
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.encoder = Encoder(tokenizer, context_length(model.config), vocabulary, chat)
 
@@ -181,43 +180,15 @@ class HFBackend:
         return [answers[item] for item in range(len(prompts))]
 
     def _loglik(self, rows: list[Row], items: int, what: str) -> list[Loglik]:
-        boundary = rope_boundary(self.model.config)
         nats = [0.0] * items
         tokens = [0] * items
         with self._asking():
-            for batch in batches(
-                rows,
-                self.batch_tokens,
-                together=lambda row: boundary is not None and len(row.ids) > boundary,
-            ):
-                for row, total in zip(batch, self._nats(batch), strict=True):
-                    if not math.isfinite(total):
-                        raise _not_finite(f"{what} {row.item + 1} of {items}")
-                    nats[row.item] += total
-                    tokens[row.item] += len(row.ids) - row.start
+            for row, total in self._scoring.totals(rows, self.batch_tokens):
+                if not math.isfinite(total):
+                    raise _not_finite(f"{what} {row.item + 1} of {items}")
+                nats[row.item] += total
+                tokens[row.item] += len(row.ids) - row.start
         return [Loglik(n, t) for n, t in zip(nats, tokens, strict=True)]
-
-    def _nats(self, batch: list[Row]) -> list[float]:
-        """Return for each row the sum of ln p over its scored tokens."""
-        begun, cache = self._begun(batch, padded=False)
-        width = max(len(row.ids) for row in batch) - begun
-        ids = torch.tensor(
-            [row.ids[begun:] + [0] * (width + begun - len(row.ids)) for row in batch]
-        )  # [b, t]
-        # The logits at a position speak of the token after it.
-        where = torch.tensor(
-            [
-                number * width + position
-                for number, row in enumerate(batch)
-                for position in range(row.start - 1 - begun, len(row.ids) - 1 - begun)
-            ]
-        )  # [n], into [b * t]
-        targets = ids.flatten()[where + 1]  # [n]
-        device = self.device
-        nats = token_nats(self.model, ids.to(device), where.to(device), targets.to(device), cache)
-        counts = [len(row.ids) - row.start for row in batch]
-        # Summed in float64: long documents add up thousands of float32 values.
-        return [float(part.sum()) for part in nats.cpu().double().split(counts)]
 
     def _generate(
         self, batch: list[Row], max_tokens: int, stop: Sequence[str]
@@ -234,7 +205,7 @@ class HFBackend:
                 return False
             return _first(self.encoder.text(ids, new), stop) is not None
 
-        begun, cache = self._begun(batch, padded=True)
+        begun, cache = self._begun(batch)
         prompts = [row.ids for row in batch]
         found, sound = greedy(
             self.model, prompts, max_tokens, ends, done if stop else None, begun, cache
@@ -247,26 +218,20 @@ class HFBackend:
             cut = _first(text, stop)
             yield row.item, Answer(text[:cut], finished=end is not None or cut is not None)
 
-    def _begun(self, batch: list[Row], *, padded: bool) -> tuple[int, Any]:
-        """Return what the rows of a batch begin with: how many tokens, and their cache.
+    def _begun(self, batch: list[Row]) -> tuple[int, Any]:
+        """Return what prompts begin with: how many tokens, and their cache for so many rows.
 
         Nothing is shared where a model cannot go on from a cache as it would read the whole: where
-        it keeps other things than keys and values, turns all angles beyond a boundary, or scores
-        more tokens than it can in one piece.
+        it keeps other things than keys and values, or turns all angles beyond a boundary.
         """
-        scored = sum(len(row.ids) - row.start for row in batch)
-        if (
-            self._shares.get(padded) is False
-            or rope_boundary(self.model.config) is not None
-            or scored > scored_at_once(self.model)
-        ):
+        if self._goes_on is False or rope_boundary(self.model.config) is not None:
             return 0, None
         begun = shared(batch)
         if not begun:
             return 0, None
-        cache = cache_of(self.model, batch[0].ids[:begun], len(batch), padded=padded)
-        self._shares[padded] = cache is not None
-        return (0, None) if cache is None else (begun, cache)
+        cache = read(self.model, batch[0].ids[:begun], padded=True)
+        self._goes_on = cache is not None
+        return (0, None) if cache is None else (begun, repeated(cache, len(batch)))
 
     def _end_tokens(self) -> list[int]:
         """Return the end-of-sequence tokens of the checkpoint and of the tokenizer."""

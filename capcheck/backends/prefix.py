@@ -8,14 +8,14 @@ whole sequences up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from copy import copy
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from capcheck.backends.encoding import Row
+from capcheck.backends.encoding import Row, common
 
 SHORTEST = 8
 """A shorter beginning is not worth a pass of its own."""
@@ -26,20 +26,20 @@ def shared(rows: Sequence[Row]) -> int:
 
     A row's first scored token needs the logits of the token before it, which is never shared.
     """
-    first = rows[0].ids
-    most = min(row.start for row in rows) - 1
-    alike = takewhile(lambda at: all(row.ids[at] == first[at] for row in rows), range(most))
-    length = sum(1 for _ in alike)
-    return length if len(rows) > 1 and length >= SHORTEST else 0
+    if len(rows) < 2:
+        return 0
+    # What the first and the last in order begin with, all between them begin with.
+    first, last = (choose(row.ids for row in rows) for choose in (min, max))
+    length = min(common(first, last), min(row.start for row in rows) - 1)
+    return length if length >= SHORTEST else 0
 
 
-def cache_of(model: Any, ids: Sequence[int], rows: int, *, padded: bool) -> DynamicCache | None:
-    """Return the keys and values of a beginning, for a batch of questions that go on from it.
+def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None:
+    """Return the keys and values of a beginning, of one sequence.
 
     Args:
         model: a causal language model in evaluation mode.
         ids: the tokens of the beginning.
-        rows: how many sequences go on from it.
         padded: whether padding will lie between the beginning and what follows. A sliding window
             counts padding as it counts tokens, so such models then share nothing.
 
@@ -58,7 +58,18 @@ def cache_of(model: Any, ids: Sequence[int], rows: int, *, padded: bool) -> Dyna
     known = (DynamicLayer,) if padded else (DynamicLayer, DynamicSlidingWindowLayer)
     if cache is None or type(cache) is not DynamicCache:
         return None
-    if any(type(layer) not in known for layer in cache.layers):
-        return None
-    cache.batch_repeat_interleave(rows)  # keys and values [rows, heads, tokens, features]
-    return cache
+    return cache if all(type(layer) in known for layer in cache.layers) else None
+
+
+def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+    """Return a cache for `rows` sequences that go on from one beginning; `cache` stays as it is.
+
+    Nothing is copied before something is appended, and then for the length of one layer only.
+    """
+    fresh = DynamicCache()
+    for layer in cache.layers:
+        again = copy(layer)
+        again.keys = layer.keys.expand(rows, -1, -1, -1)  # [rows, heads, tokens, features]
+        again.values = layer.values.expand(rows, -1, -1, -1)
+        fresh.layers.append(again)
+    return fresh

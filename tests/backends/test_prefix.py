@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from capcheck.backends import hf, prefix
+from capcheck.backends import hf, prefix, scoring
 from capcheck.backends.encoding import Row
 from capcheck.backends.hf import HFBackend
 from capcheck.calibrate import compress
@@ -26,12 +26,13 @@ def passes(monkeypatch):
     """The beginnings that were computed apart."""
     found = []
 
-    def cache_of(model, ids, rows, **options):
-        cache = prefix.cache_of(model, ids, rows, **options)
-        found.append((len(ids), rows, cache is not None))
+    def read(model, ids, **options):
+        cache = prefix.read(model, ids, **options)
+        found.append((len(ids), cache is not None))
         return cache
 
-    monkeypatch.setattr(hf, "cache_of", cache_of)
+    monkeypatch.setattr(hf, "read", read)
+    monkeypatch.setattr(scoring, "read", read)
     return found
 
 
@@ -45,8 +46,8 @@ def test_loglik_is_that_of_whole_sequences(architecture, passes):
     found = HFBackend(model, TOKENIZER).loglik(PAIRS)
     for got, pair in zip(found, PAIRS, strict=True):
         assert got.nats == pytest.approx(plain_loglik(model, *pair), abs=1e-4)
-    ((length, rows, used),) = passes
-    assert (length >= len(TOKENIZER(HEADER)["input_ids"]) - 1, rows, used) == (True, 5, True)
+    length, used = passes[-1]
+    assert (length >= len(TOKENIZER(HEADER)["input_ids"]) - 1, used) == (True, True)
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -59,7 +60,7 @@ def test_generation_is_that_of_whole_sequences(architecture, passes):
     windows = any(
         kind != "full_attention" for kind in getattr(model.config, "layer_types", None) or ()
     ) or architecture in ("mistral", "phi3")
-    assert [used for _, _, used in passes] == [not windows]
+    assert [used for _, used in passes] == [not windows]
 
 
 def test_a_model_that_keeps_something_else_is_asked_in_full(monkeypatch, passes):
@@ -71,16 +72,17 @@ def test_a_model_that_keeps_something_else_is_asked_in_full(monkeypatch, passes)
     for _ in range(2):
         for a, b in zip(other.loglik(PAIRS), plain, strict=True):
             assert a.nats == pytest.approx(b.nats, abs=1e-4)
-    assert [used for _, _, used in passes] == [True, False]  # it is not tried again
+    # Whether it reads trees, and what it begins with: neither is tried again.
+    assert [used for _, used in passes] == [True, True, False, False]
 
 
 def test_a_rounded_cache_is_rounded_once():
     """`kv` rounds what enters the cache; what is shared enters it once."""
     model = compress(tiny_model("llama", gain=LOUD), "kv:4").model
     together = HFBackend(model, TOKENIZER).loglik(PAIRS)
-    alone = HFBackend(model, TOKENIZER, batch_tokens=1).loglik(PAIRS)
-    for a, b in zip(together, alone, strict=True):
-        assert a.nats == pytest.approx(b.nats, abs=1e-3)
+    for got, pair in zip(together, PAIRS, strict=True):
+        (alone,) = HFBackend(model, TOKENIZER).loglik([pair])
+        assert got.nats == pytest.approx(alone.nats, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +107,14 @@ def test_fewer_tokens_go_through_the_model():
     HFBackend(model, TOKENIZER).loglik(PAIRS)
     whole = sum(len(TOKENIZER(a + b)["input_ids"]) for a, b in PAIRS)
     assert sum(seen) < 0.7 * whole
+
+
+def test_a_beginning_is_not_changed_by_those_that_go_on_from_it():
+    model = tiny_model("llama").eval()
+    with torch.inference_mode():
+        cache = prefix.read(model, [1, 2, 3], padded=False)
+        before = cache.layers[0].keys.clone()
+        again = prefix.repeated(cache, 2)
+        model(input_ids=torch.tensor([[4], [5]]), past_key_values=again, use_cache=True)
+    assert torch.equal(cache.layers[0].keys, before)
+    assert again.layers[0].keys.shape[::2] == (2, 4)  # rows, tokens

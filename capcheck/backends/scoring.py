@@ -1,0 +1,244 @@
+"""The likelihood of given tokens, for many sequences that have much in common.
+
+What all of them begin with is read once and kept as keys and values. What some of them begin with
+is read once too: they are packed as a tree (`capcheck.backends.trees`), with a mask that shows
+every token only what stands before it and with the positions it would have alone. Where a model
+cannot be asked so, or nothing is gained, sequences go side by side. Results equal those of one
+sequence at a time up to rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from capcheck.backends.encoding import Row, batches
+from capcheck.backends.forward import rope_boundary, token_nats
+from capcheck.backends.prefix import read, repeated, shared
+from capcheck.backends.trees import Branch, Pack, Scored, packs
+
+Cached = Callable[[], Any] | None
+
+_GAIN = 0.8  # packs must hold this share of the tokens at most, or rows go side by side
+
+
+class Scoring:
+    """Scores rows of one model.
+
+    Args:
+        model: a causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._goes_on: bool | None = None  # whether a cache can be gone on from, once known
+
+    def totals(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
+        """Yield every row, in any order, with the sum of ln p over its scored tokens.
+
+        Args:
+            rows: what is to be scored.
+            budget: the most tokens of a batch, padding counted.
+        """
+        if not rows:
+            return
+        if self._worth_packing(rows, budget) and self._packable(rows):
+            begun, cache = self._begun(rows)
+            yield from self._packed(packs(rows, begun, budget), begun, cache, budget)
+            return
+        yield from self._side_by_side(rows, budget)
+
+    def _packed(
+        self, found: list[Pack], begun: int, cache: Any, budget: int
+    ) -> Iterator[tuple[Row, float]]:
+        while found:
+            width = len(found[0].ids)  # the longest
+            many = max(1, budget // max(1, width))
+            batch, found = found[:many], found[many:]
+            again = None if cache is None else partial(repeated, cache, len(batch))
+            ids, positions, mask = tensors(batch, begun, self.model.dtype)
+            yield from self._totals(
+                ids,
+                [pack.scored for pack in batch],
+                again,
+                position_ids=positions,
+                attention_mask=mask,
+            )
+
+    def _side_by_side(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
+        """Score rows under right padding: real tokens never see what comes after them."""
+        boundary = rope_boundary(self.model.config)
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            alike.setdefault(tuple(row.ids[:-1]), []).append(row)
+        distinct = [same[0] for same in alike.values()]
+        for batch in batches(
+            distinct,
+            budget,
+            together=lambda row: boundary is not None and len(row.ids) > boundary,
+        ):
+            begun, cache = self._begun(batch)
+            width = max(len(row.ids) for row in batch) - 1 - begun
+            ids = torch.tensor(
+                [row.ids[begun:-1] + [0] * (width - len(row.ids) + 1 + begun) for row in batch]
+            )  # [b, t]
+            scored = [
+                [
+                    Scored(
+                        row,
+                        list(range(row.start - 1 - begun, len(row.ids) - 1 - begun)),
+                        row.ids[row.start :],
+                    )
+                    for row in alike[tuple(first.ids[:-1])]
+                ]
+                for first in batch
+            ]
+            again = None if cache is None else partial(repeated, cache, len(batch))
+            yield from self._totals(ids, scored, again)
+
+    def _totals(
+        self,
+        ids: torch.Tensor,
+        scored: Sequence[Sequence[Scored]],
+        cache: Cached,
+        **reading: torch.Tensor,
+    ) -> Iterator[tuple[Row, float]]:
+        """Run the model on `ids` `[b, t]`; sum what is scored of each of its b sequences."""
+        width = ids.shape[1]
+        flat = [(number, one) for number, many in enumerate(scored) for one in many]
+        where = torch.tensor([number * width + at for number, one in flat for at in one.places])
+        targets = torch.tensor([token for _, one in flat for token in one.targets])  # [n]
+        device = self.model.get_input_embeddings().weight.device
+        nats = token_nats(
+            self.model,
+            ids.to(device),
+            where.to(device),
+            targets.to(device),
+            cache,
+            **{name: tensor.to(device) for name, tensor in reading.items()},
+        )
+        # Summed in float64: long documents add up thousands of float32 values.
+        parts = nats.cpu().double().split([len(one.targets) for _, one in flat])
+        for (_, one), part in zip(flat, parts, strict=True):
+            yield one.row, float(part.sum())
+
+    def _begun(self, rows: Sequence[Row]) -> tuple[int, Any]:
+        """Return what rows begin with: how many tokens, and their keys and values.
+
+        Nothing is shared where a model cannot go on from a cache as it would read the whole: where
+        it keeps other things than keys and values, or turns all angles beyond a boundary.
+        """
+        if self._goes_on is False or rope_boundary(self.model.config) is not None:
+            return 0, None
+        begun = shared(rows)
+        if not begun:
+            return 0, None
+        cache = read(self.model, rows[0].ids[:begun], padded=False)
+        self._goes_on = cache is not None
+        return (0, None) if cache is None else (begun, cache)
+
+    @staticmethod
+    def _worth_packing(rows: Sequence[Row], budget: int) -> bool:
+        """Whether rows have enough in common; plain sequences need no mask, and run faster."""
+        if shared(rows):
+            return True
+        plain = sum(map(len, {tuple(row.ids[:-1]) for row in rows}))
+        return sum(len(pack.ids) for pack in packs(rows, 0, budget)) <= _GAIN * plain
+
+    def _packable(self, rows: Sequence[Row]) -> bool:
+        """Whether the model can be asked for these rows as trees."""
+        window = narrowest_window(self.model.config)
+        longest = max(len(row.ids) for row in rows)
+        return (window is None or longest <= window) and self._reads_trees
+
+    @cached_property
+    def _reads_trees(self) -> bool:
+        """Whether the model heeds a mask and positions that are given to it: tried, not assumed."""
+        known = inspect.signature(self.model.forward).parameters
+        if (
+            "position_ids" not in known
+            or rope_boundary(self.model.config) is not None
+            or getattr(self.model.config, "_attn_implementation", None) not in ("sdpa", "eager")
+        ):
+            return False
+        return reads_trees(self.model)
+
+
+def reads_trees(model: Any) -> bool:
+    """Whether a model gives two branches of a small tree the logits of two sequences.
+
+    What counts as equal is measured by what a model does that heeds neither mask nor positions.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [(1 + 7 * at) % vocabulary for at in range(12)]
+    begun, stem, first, second = ids[:3], ids[3:6], ids[6:9], ids[9:]
+    cache = read(model, begun, padded=False)
+    if cache is None:
+        return False
+    device = model.get_input_embeddings().weight.device
+    alone = [
+        model(input_ids=torch.tensor([begun + stem + branch], device=device)).logits[0, 6:]
+        for branch in (first, second)
+    ]
+    wanted = torch.cat(alone).float().log_softmax(-1)  # [6, vocab]
+    tree = Pack(
+        ids[3:],
+        [3, 4, 5, 6, 7, 8, 6, 7, 8],
+        [Branch(0, 3, []), Branch(3, 6, [0, 1, 2]), Branch(6, 9, [0, 1, 2])],
+    )
+    packed, positions, mask = (
+        tensor.to(device) for tensor in tensors([tree], len(begun), model.dtype)
+    )
+
+    def off(**reading: torch.Tensor) -> float:
+        logits = model(
+            input_ids=packed, past_key_values=repeated(cache, 1), use_cache=True, **reading
+        ).logits[0, 3:]  # [6, vocab]
+        return float((logits.float().log_softmax(-1) - wanted).abs().mean())
+
+    try:
+        heeding = off(position_ids=positions, attention_mask=mask)
+    except (TypeError, ValueError, RuntimeError, IndexError):  # such a mask is not taken at all
+        return False
+    return heeding <= 0.1 * off() + 1e-6
+
+
+def tensors(
+    batch: Sequence[Pack], begun: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return packs as the model takes them.
+
+    Args:
+        batch: b packs, of t tokens at most.
+        begun: how many tokens stand before each pack; all of its tokens read them.
+        dtype: of the mask.
+
+    Returns:
+        Token ids and positions, `[b, t]`, and what is added to attention scores, 0 or the lowest
+        number of `dtype`, `[b, 1, t, begun + t]`.
+    """
+    width = max(len(pack.ids) for pack in batch)
+    rest = [width - len(pack.ids) for pack in batch]
+    ids = torch.tensor([p.ids + [0] * n for p, n in zip(batch, rest, strict=True)])  # [b, t]
+    positions = torch.tensor([p.positions + [begun] * n for p, n in zip(batch, rest, strict=True)])
+    seen = torch.zeros(len(batch), width, width, dtype=torch.bool)  # [b, t, t]
+    for one, pack in zip(seen, batch, strict=True):
+        for branch in pack.branches:
+            own = slice(branch.begin, branch.end)
+            one[own, own] = torch.ones_like(one[own, own]).tril()
+            one[own, torch.tensor(branch.follows, dtype=torch.long)] = True
+        one[range(len(pack.ids), width), range(len(pack.ids), width)] = True  # padding
+    mask = torch.zeros(len(batch), 1, width, begun + width, dtype=dtype)  # [b, 1, t, begun + t]
+    mask[:, 0, :, begun:].masked_fill_(~seen, torch.finfo(dtype).min)
+    return ids, positions, mask
+
+
+def narrowest_window(config: Any) -> int | None:
+    """Return how far back the narrowest attention layer looks, or None where all see everything."""
+    text = config.get_text_config()
+    found = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((width for width in found if isinstance(width, int)), default=None)

@@ -1,0 +1,101 @@
+"""Many sequences in few: what sequences begin with alike is written once, each goes on from there.
+
+Sorted, every sequence shares its beginning with the one before it. What is new in it is appended to
+the pack, at the positions it would have alone, and reads only what it follows: a tree, written
+down branch by branch (the attention of Cai et al. 2024, "Medusa", arXiv 2401.10774, section 3.1.2).
+Choices of one item become leaves of one stem, and single letters need no token of their own. No
+torch here; `capcheck.backends.scoring` makes tensors of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from capcheck.backends.encoding import Row, common
+
+PACK_TOKENS = 1024
+"""A pack is closed at about this length: what it holds is computed against all of it."""
+
+_CHEAP = PACK_TOKENS // 8  # tokens it is worth computing again to close a pack
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one sequence adds to a pack.
+
+    Attributes:
+        begin, end: its tokens are those from `begin` to `end` of the pack.
+        follows: the places in the pack of what stands before them, in order.
+    """
+
+    begin: int
+    end: int
+    follows: list[int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What of a pack is scored for one row.
+
+    Attributes:
+        row: the row.
+        places: the tokens of the pack whose logits are needed.
+        targets: the token that follows each of them.
+    """
+
+    row: Row
+    places: list[int]
+    targets: list[int]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences that share what they begin with, as one.
+
+    Attributes:
+        ids: the tokens, without those that all sequences of a call begin with.
+        positions: the position of each token in its sequence, from 0.
+        branches: which tokens read which.
+        scored: the rows.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+
+    def add(self, row: Row, begun: int, follows: list[int]) -> list[int]:
+        """Append what is new in a row; return the places of all its tokens."""
+        at, begin = begun + len(follows), len(self.ids)
+        new = row.ids[at:-1]  # the last token is predicted and never read
+        self.ids.extend(new)
+        self.positions.extend(range(at, at + len(new)))
+        if new:
+            self.branches.append(Branch(begin, len(self.ids), follows))
+        path = [*follows, *range(begin, len(self.ids))]
+        self.scored.append(Scored(row, path[row.start - 1 - begun :], row.ids[row.start :]))
+        return path
+
+
+def packs(rows: Sequence[Row], begun: int, most: int) -> list[Pack]:
+    """Return rows as packs, longest first.
+
+    Args:
+        rows: sequences that all begin with the same `begun` tokens, none of which is scored.
+        begun: how many tokens were read before.
+        most: the most tokens of a pack; a single longer row makes a longer one.
+    """
+    found: list[Pack] = []
+    path: list[int] = []
+    before: list[int] = []
+    for row in sorted(rows, key=lambda row: row.ids[begun:]):
+        ids = row.ids[begun:-1]
+        alike = common(before, ids)
+        size = len(found[-1].ids) + len(ids) - alike if found else 0
+        if not found or size > most or (size > PACK_TOKENS and alike <= _CHEAP):
+            found.append(Pack())
+            alike = 0
+        path = found[-1].add(row, begun, path[:alike])
+        before = ids
+    return sorted(found, key=lambda pack: -len(pack.ids))
