@@ -208,7 +208,14 @@ class HFBackend:
         begun, cache = self._begun(batch)
         prompts = [row.ids for row in batch]
         found, sound = greedy(
-            self.model, prompts, max_tokens, ends, done if stop else None, begun, cache
+            self.model,
+            prompts,
+            max_tokens,
+            ends,
+            done if stop else None,
+            begun,
+            cache,
+            leave=self._leaves,
         )
         for row, new, is_sound in zip(batch, found, sound, strict=True):
             if not is_sound:
@@ -217,6 +224,11 @@ class HFBackend:
             text = self.encoder.text(row.ids, new[:end])
             cut = _first(text, stop)
             yield row.item, Answer(text[:cut], finished=end is not None or cut is not None)
+
+    @cached_property
+    def _leaves(self) -> bool:
+        """Whether single rows can be taken out of what the model keeps of a batch."""
+        return read(self.model, [0], padded=False) is not None
 
     def _begun(self, batch: list[Row]) -> tuple[int, Any]:
         """Return what prompts begin with: how many tokens, and their cache for so many rows.

@@ -60,7 +60,7 @@ def test_generation_is_that_of_whole_sequences(architecture, passes):
     windows = any(
         kind != "full_attention" for kind in getattr(model.config, "layer_types", None) or ()
     ) or architecture in ("mistral", "phi3")
-    assert [used for _, used in passes] == [not windows]
+    assert [used for _, used in passes[:1]] == [not windows]
 
 
 def test_a_model_that_keeps_something_else_is_asked_in_full(monkeypatch, passes):

@@ -1,0 +1,96 @@
+"""Rows that are done leave the batch, and those that stay write what they would have written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from capcheck.backends import prefix
+from capcheck.backends.forward import greedy
+from capcheck.backends.hf import HFBackend
+from capcheck.calibrate import compress
+from tests.plain import LOUD, PROMPTS, TOKENIZER, WORDS, plain_greedy
+from tests.tiny import ARCHITECTURES, MIXTURES, tiny_model
+
+ALL = (*ARCHITECTURES, *MIXTURES)
+MANY = [" ".join(WORDS[at : at + 2 + at % 5]) for at in range(12)]
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many sequences each pass of a model has; called with the model."""
+    found = []
+
+    def watch(model):
+        model.get_output_embeddings().register_forward_pre_hook(
+            lambda module, args: found.append(len(args[0]))
+        )
+        return found
+
+    return watch
+
+
+@pytest.mark.parametrize("header", ["", " ".join(WORDS[:18]) + " "])
+@pytest.mark.parametrize("architecture", ALL)
+def test_those_that_stay_go_on_as_alone(architecture, header, sizes):
+    model = tiny_model(architecture, gain=LOUD)
+    prompts = [header + prompt for prompt in MANY]
+    alone = [plain_greedy(model, prompt, 12) for prompt in prompts]
+    found = sizes(model)
+
+    def done(row, new):
+        return len(new) >= (1 if row % 3 else 5 + row)
+
+    ids = [TOKENIZER(prompt)["input_ids"] for prompt in prompts]
+    with torch.inference_mode():
+        texts, sound = greedy(model.eval(), ids, 12, [2], done, leave=True)
+    assert all(sound)
+    for row, (new, wanted) in enumerate(zip(texts, alone, strict=True)):
+        kept = 1 if row % 3 else 5 + row
+        assert new[: min(kept, len(wanted))] == wanted[:kept]
+    assert found[0] == 12
+    assert found[-1] <= 2
+    assert len(found) <= 12
+
+
+def test_a_back_end_lets_rows_leave(sizes):
+    model = tiny_model("llama", gain=LOUD)
+    found = sizes(model)
+    stops = [str(text)[2:3] for text in HFBackend(model, TOKENIZER).generate(PROMPTS, 6, [])]
+    together = HFBackend(model, TOKENIZER).generate(PROMPTS, 30, stops)
+    assert min(found) < len(PROMPTS)
+    for prompt, text in zip(PROMPTS, together, strict=True):
+        assert HFBackend(model, TOKENIZER).generate([prompt], 30, stops) == [text]
+
+
+def test_nothing_leaves_where_more_than_keys_and_values_is_kept(monkeypatch, sizes):
+    model = tiny_model("llama", gain=LOUD)
+    found = sizes(model)
+    monkeypatch.setattr(prefix, "DynamicCache", type("Other", (), {}))
+    HFBackend(model, TOKENIZER).generate(PROMPTS, 30, ["e", " "])
+    assert set(found[1:]) == {len(PROMPTS)}  # the first one finds out
+
+
+def test_a_rounded_cache_may_be_left():
+    model = compress(tiny_model("llama", gain=LOUD), "kv:8").model
+    together = HFBackend(model, TOKENIZER).generate(MANY, 20, ["a", " s"])
+    for prompt, text in zip(MANY, together, strict=True):
+        assert HFBackend(model, TOKENIZER).generate([prompt], 20, ["a", " s"]) == [text]
+
+
+def test_an_error_is_that_of_its_row():
+    """What is not finite is found in the right row after others have left."""
+    model = tiny_model("llama", gain=LOUD).eval()
+    steps = []
+
+    def spoil(module, args, output):
+        steps.append(None)
+        if len(steps) == 4:  # one row is left then
+            output[...] = torch.nan
+        return output
+
+    model.lm_head.register_forward_hook(spoil)
+    ids = [[1, 5, 7], [1, 9], [1, 11]]
+    with torch.inference_mode():
+        _, sound = greedy(model, ids, 8, [], lambda row, new: row != 1, leave=True)
+    assert sound == [True, False, True]
