@@ -28,6 +28,7 @@ from capcheck.result import JSON, CompressionLog
 from capcheck.settings import Settings
 from capcheck.turn import Turn
 
+_LEAST_TOKENS = 64  # smaller batches than this save next to nothing
 _HERE = Path(__file__).parent
 _ASKING = ("backends",)
 _COMPRESSING = (
@@ -237,6 +238,18 @@ class DeviceModels:
         found = calibrate.Compressed(backend.model, self._logs[recipe], self._grids[recipe])
         return saving.save(found, backend.tokenizer, folder).to_json()
 
+    def smaller_batches(self) -> int | None:
+        """Halve the batches of all models, and tell it in their identities."""
+        tokens = self._prepared.batch_tokens // 2
+        self._free()
+        if tokens < _LEAST_TOKENS:
+            return None
+        self._prepared = replace(self._prepared, batch_tokens=tokens)
+        self._identities.clear()
+        for label, backend in self._kept.items():
+            backend.set_batch_tokens(_control_tokens(tokens) if label == "control" else tokens)
+        return tokens
+
     def release(self) -> None:
         """Let another process have the device, if one is waiting for it."""
         if self._turn is not None and self._turn.others_wait():
@@ -288,8 +301,7 @@ class DeviceModels:
     def _loaded(self, control: bool) -> HFBackend:
         if not control:
             return self._prepared.load()
-        # In other batches, so that the control shows what batching alone changes.
-        tokens = max(1, self._settings.batch_tokens // 3)
+        tokens = _control_tokens(self._prepared.batch_tokens)
         return replace(self._prepared, batch_tokens=tokens).load()
 
     def _place(self, wanted: str | None) -> None:
@@ -311,6 +323,11 @@ class DeviceModels:
         if self._turn is None:
             self._turn = Turn(self._prepared.device, self._progress)
         self._turn.take()
+
+
+def _control_tokens(batch_tokens: int) -> int:
+    """Return the batches of the control: others, so that it shows what batching alone changes."""
+    return max(1, batch_tokens // 3)
 
 
 def _code_digest(parts: Sequence[str]) -> str:

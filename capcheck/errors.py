@@ -23,6 +23,17 @@ class ModelError(CapcheckError):
     """A model cannot be found, loaded, held in memory, compressed or asked."""
 
 
+class OutOfMemoryError(ModelError):
+    """Memory ran out while a model was asked; it may do for smaller batches."""
+
+
+class SmallerBatchesError(Exception):
+    """Memory ran out, and batches are smaller now: both models have to be asked again, alike.
+
+    Not a `CapcheckError`: whoever asks for a comparison's answers asks once more.
+    """
+
+
 class VacuousError(Exception):
     """The dense model is not shown to have the capability, so nothing can be lost.
 

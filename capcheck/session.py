@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from capcheck.backends import Backend, Models
 from capcheck.comparison import Comparison
-from capcheck.errors import ModelError, OutOfTimeError, UsageError
+from capcheck.errors import (
+    ModelError,
+    OutOfMemoryError,
+    OutOfTimeError,
+    SmallerBatchesError,
+    UsageError,
+)
 from capcheck.recipe import Recipe
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
@@ -142,6 +149,7 @@ class Session:
 
         Raises:
             OutOfTimeError: the time budget is spent; what was asked until then is in the store.
+            SmallerBatchesError: memory ran out, and batches are smaller from here on.
         """
         if not items:
             return []
@@ -167,6 +175,8 @@ class Session:
                     some = order[start : start + _CHUNK]
                     try:
                         replies = task.ask(backend, [items[i] for i in some])
+                    except OutOfMemoryError as error:
+                        self._halve(label, str(error))
                     except ModelError as error:
                         raise ModelError(f"{label}: {error}") from None
                     found.update(zip(some, replies, strict=True))
@@ -174,6 +184,18 @@ class Session:
                         self._store.put({keys[i]: found[i] for i in some})
                     advance(len(some))
         return [found[i] for i in range(len(items))]
+
+    def _halve(self, label: str, error: str) -> NoReturn:
+        """Go on with smaller batches, for all models, where that can help."""
+        tokens = self.models.smaller_batches()
+        if tokens is None:
+            raise ModelError(f"{label}: {error}") from None
+        warnings.warn(
+            f"{label}: memory ran out; both models are asked in batches of {tokens} tokens from "
+            f"here on (--capcheck-batch-tokens={tokens} begins with them)",
+            stacklevel=2,
+        )
+        raise SmallerBatchesError from None
 
     def _stored(self, keys: Sequence[str], positions: Sequence[int]) -> dict[int, JSON]:
         stored = self._store.get([keys[i] for i in positions])
@@ -209,6 +231,11 @@ class Session:
         if self.settings.records is not None:
             names = (task.name, str(recipe), str(against), item.id)
             self.records.append(Record(*names, dense, compressed))
+
+    def drop_records(self, task: Task, recipe: Recipe, against: Recipe) -> None:
+        """Forget the records of a comparison that begins again."""
+        names = (task.name, str(recipe), str(against))
+        self.records = [r for r in self.records if (r.task, r.recipe, r.against) != names]
 
     def close(self) -> None:
         """Free the device and close the store."""
@@ -323,6 +350,9 @@ class _Given:
     def backend(self, recipe: Recipe, *, control: bool = False) -> Backend:
         """Return the back end on that side."""
         return self._backends[bool(recipe)]
+
+    def smaller_batches(self) -> None:
+        """Their batches are the caller's to choose."""
 
 
 def compare(

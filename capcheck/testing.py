@@ -54,6 +54,9 @@ class ScriptedModels:
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Every recipe works."""
 
+    def smaller_batches(self) -> None:
+        """There are no batches."""
+
     def save(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """There is nothing to save.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capcheck import stats
-from capcheck.errors import OutOfTimeError, VacuousError
+from capcheck.errors import OutOfTimeError, SmallerBatchesError, VacuousError
 from capcheck.gates import PENDING, is_silent
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
@@ -275,7 +275,19 @@ class Trial:
     # Items and scores
 
     def _ask(self, units: int, side: int | None = None) -> list[int]:
-        """Ask both sides (or one) the items of the first `units` units; return their positions."""
+        """Ask both sides (or one) the items of the first `units` units; return their positions.
+
+        Where memory runs out, all that was asked is asked again in the smaller batches.
+        """
+        while True:
+            try:
+                return self._ask_once(units, side)
+            except SmallerBatchesError:
+                for scores in self._scores:
+                    scores.clear()
+                self._session.drop_records(self._task, self._recipe, self._against)
+
+    def _ask_once(self, units: int, side: int | None) -> list[int]:
         self._allowed()
         asked = [i for unit in self._units[:units] for i in unit]
         for which in (0, 1) if side is None else (side,):

@@ -92,6 +92,13 @@ class Models(Protocol):
     def tokens(self, text: str) -> int:
         """Return how many tokens a prompt has, special tokens counted."""
 
+    def smaller_batches(self) -> int | None:
+        """Halve the batches of all models, and tell it in their identities.
+
+        Returns:
+            The most tokens of a batch from here on; None where that would not help.
+        """
+
     def release(self) -> None:
         """Let another process have the device, if one is waiting for it."""
 

@@ -25,7 +25,7 @@ from capcheck.backends.forward import (
 from capcheck.backends.identity import describe, device_name, weights_digest
 from capcheck.backends.prefix import read, repeated, shared
 from capcheck.backends.scoring import Scoring
-from capcheck.errors import ModelError, UsageError
+from capcheck.errors import ModelError, OutOfMemoryError, UsageError
 from capcheck.result import Answer, Loglik
 
 BATCH_TOKENS = 4096  # as the settings have it
@@ -88,6 +88,11 @@ class HFBackend:
             identity={**self._given, **identity},
             chat=self.encoder.chat,
         )
+
+    def set_batch_tokens(self, batch_tokens: int) -> None:
+        """Ask in batches of another size from here on, which the identity tells."""
+        self.batch_tokens = batch_tokens
+        vars(self).pop("identity", None)
 
     @property
     def device(self) -> torch.device:
@@ -266,7 +271,7 @@ class HFBackend:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            raise ModelError(
+            raise OutOfMemoryError(
                 f"out of memory on {device_name(self.device)} ({self.device.type}) with batches "
                 f"of {self.batch_tokens} tokens; lower batch_tokens (--capcheck-batch-tokens)"
             ) from error
