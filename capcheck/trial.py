@@ -28,8 +28,8 @@ _SHOWN = 5  # broken items whose answers a gate carries
 class Trial:
     """The evidence of one comparison; implements `capcheck.result.Evidence`.
 
-    Items are asked in one random order, fixed by the seed and the task, a round at a time; each
-    round doubles what is known. Scores that are there already are never asked for again.
+    Items are asked in one random order, fixed by the seed and the task, a round at a
+    time. Scores that are there already are never asked for again.
 
     Args:
         session: asks the models.
