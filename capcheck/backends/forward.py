@@ -42,9 +42,9 @@ def token_nats(
     Args:
         model: a causal language model in evaluation mode.
         ids: token ids `[b, t]`, padded on the right with any token.
-        where: the rows to score, as indices into `[b * t]`; `[n]`. A row may be scored for several
-            targets.
-        targets: the token that follows each of them; `[n]`.
+        where: the rows to score, as indices into `[b * t]`; `[n]`, on the host. A row may be scored
+            for several targets.
+        targets: the token that follows each of them; `[n]`, on the host.
         cache: gives the keys and values of what comes before `ids`, afresh at every call.
         reading: `position_ids` `[b, t]` and `attention_mask` `[b, 1, t, all]`, where they are not
             those of plain sequences.
@@ -54,6 +54,7 @@ def token_nats(
     """
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     kept: list[Any] = []
+    # Found on the host, so that an accelerator need not be waited for.
     rows, owner = where.unique(return_inverse=True)  # [u], [n]
     nats = torch.empty(len(where), dtype=torch.float32, device=ids.device)
     with ExitStack() as undo:
@@ -62,7 +63,7 @@ def token_nats(
         begin = 0
         for chunk in rows.split(scored_at_once(model)):
             before = None if cache is None else cache()
-            with _rows_only(head, partial(_take, chunk)):
+            with _rows_only(head, partial(_take, chunk.to(ids.device))):
                 logits = model(
                     input_ids=ids,
                     past_key_values=before,
@@ -75,8 +76,9 @@ def token_nats(
                     "this architecture cannot be asked"
                 )
             log_p = logits[0].float().log_softmax(-1)  # [c, vocab]
-            mine = (owner >= begin) & (owner < begin + len(chunk))  # [n]
-            nats[mine] = log_p[owner[mine] - begin, targets[mine]]
+            mine = ((owner >= begin) & (owner < begin + len(chunk))).nonzero().squeeze(1)  # [m]
+            of, token = ((owner - begin)[mine].to(ids.device), targets[mine].to(ids.device))
+            nats[mine.to(ids.device)] = log_p[of, token]
             # Replayed only where it is certain what to replay; else the whole model runs again.
             if begin == 0 and len(kept) == 1 and decoder is not model:
                 keeping.remove()

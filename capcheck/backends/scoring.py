@@ -22,6 +22,7 @@ from capcheck.backends.prefix import read, repeated, shared
 from capcheck.backends.trees import Branch, Pack, Scored, packs
 
 Cached = Callable[[], Any] | None
+Batch = tuple[list[Row], torch.Tensor]  # rows, and ln p of all their scored tokens, [n]
 
 _GAIN = 0.8  # packs must hold this share of the tokens at most, or rows go side by side
 
@@ -40,10 +41,19 @@ class Scoring:
     def totals(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
         """Yield every row, in any order, with the sum of ln p over its scored tokens.
 
+        A batch is read when the next one is under way: an accelerator does not wait for the host.
+
         Args:
             rows: what is to be scored.
             budget: the most tokens of a batch, padding counted.
         """
+        under_way: Batch = ([], torch.empty(0))
+        for batch in self._batches(rows, budget):
+            yield from _totals(*under_way)
+            under_way = batch
+        yield from _totals(*under_way)
+
+    def _batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
         if not rows:
             return
         if self._worth_packing(rows, budget) and self._packable(rows):
@@ -52,16 +62,14 @@ class Scoring:
             return
         yield from self._side_by_side(rows, budget)
 
-    def _packed(
-        self, found: list[Pack], begun: int, cache: Any, budget: int
-    ) -> Iterator[tuple[Row, float]]:
+    def _packed(self, found: list[Pack], begun: int, cache: Any, budget: int) -> Iterator[Batch]:
         while found:
             width = len(found[0].ids)  # the longest
             many = max(1, budget // max(1, width))
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
             ids, positions, mask = tensors(batch, begun, self.model.dtype)
-            yield from self._totals(
+            yield self._run(
                 ids,
                 [pack.scored for pack in batch],
                 again,
@@ -69,7 +77,7 @@ class Scoring:
                 attention_mask=mask,
             )
 
-    def _side_by_side(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
+    def _side_by_side(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
         """Score rows under right padding: real tokens never see what comes after them."""
         boundary = rope_boundary(self.model.config)
         alike: dict[tuple[int, ...], list[Row]] = {}
@@ -98,16 +106,16 @@ class Scoring:
                 for first in batch
             ]
             again = None if cache is None else partial(repeated, cache, len(batch))
-            yield from self._totals(ids, scored, again)
+            yield self._run(ids, scored, again)
 
-    def _totals(
+    def _run(
         self,
         ids: torch.Tensor,
         scored: Sequence[Sequence[Scored]],
         cache: Cached,
         **reading: torch.Tensor,
-    ) -> Iterator[tuple[Row, float]]:
-        """Run the model on `ids` `[b, t]`; sum what is scored of each of its b sequences."""
+    ) -> Batch:
+        """Run the model on `ids` `[b, t]`, for what is scored of each of its b sequences."""
         width = ids.shape[1]
         flat = [(number, one) for number, many in enumerate(scored) for one in many]
         where = torch.tensor([number * width + at for number, one in flat for at in one.places])
@@ -116,15 +124,12 @@ class Scoring:
         nats = token_nats(
             self.model,
             ids.to(device),
-            where.to(device),
-            targets.to(device),
+            where,
+            targets,
             cache,
             **{name: tensor.to(device) for name, tensor in reading.items()},
         )
-        # Summed in float64: long documents add up thousands of float32 values.
-        parts = nats.cpu().double().split([len(one.targets) for _, one in flat])
-        for (_, one), part in zip(flat, parts, strict=True):
-            yield one.row, float(part.sum())
+        return [one.row for _, one in flat], nats
 
     def _begun(self, rows: Sequence[Row]) -> tuple[int, Any]:
         """Return what rows begin with: how many tokens, and their keys and values.
@@ -166,6 +171,13 @@ class Scoring:
         ):
             return False
         return reads_trees(self.model)
+
+
+def _totals(rows: list[Row], nats: torch.Tensor) -> Iterator[tuple[Row, float]]:
+    """Yield rows with the sum of their tokens' nats, which lie one after another in `nats`."""
+    # Summed in float64: long documents add up thousands of float32 values.
+    parts = nats.cpu().double().split([len(row.ids) - row.start for row in rows])
+    yield from ((row, float(part.sum())) for row, part in zip(rows, parts, strict=True))
 
 
 def reads_trees(model: Any) -> bool:
