@@ -19,11 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
 from capcheck.backends.chat import Chat
 from capcheck.errors import ModelError, UsageError
+
+_KEPT = 16  # calls whose tokens are kept, of each kind
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Encoder:
         self.chat = chat
         specials = set(tokenizer.all_special_ids)
         self.prefix: list[int] = list(takewhile(specials.__contains__, tokenizer("a")["input_ids"]))
+        # Both models are asked the same questions, one soon after the other.
+        self._pairs = lru_cache(_KEPT)(self._encode_pairs)
+        self._documents = lru_cache(_KEPT)(self._encode_documents)
+        self._prompts = lru_cache(_KEPT)(self._encode_prompts)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """Return one row for each (context, continuation).
@@ -68,6 +75,9 @@ class Encoder:
             UsageError: a continuation has no token that could be scored.
             ModelError: a pair is longer than the model's context.
         """
+        return list(self._pairs(tuple(pairs)))
+
+    def _encode_pairs(self, pairs: tuple[tuple[str, str], ...]) -> list[Row]:
         contexts = [
             context.rstrip() if self.chat is None else self.chat.dress(context)
             for context, _ in pairs
@@ -112,6 +122,9 @@ class Encoder:
         Raises:
             UsageError: a text has fewer than two tokens, special ones included.
         """
+        return list(self._documents(tuple(texts)))
+
+    def _encode_documents(self, texts: tuple[str, ...]) -> list[Row]:
         rows = []
         for item, (plain, _) in enumerate(self._tokenize(texts)):
             ids = self._front(plain) + plain
@@ -133,6 +146,9 @@ class Encoder:
             UsageError: a prompt is empty and the tokenizer has no BOS.
             ModelError: a prompt and `max_tokens` are longer than the model's context.
         """
+        return list(self._prompts(tuple(prompts), max_tokens))
+
+    def _encode_prompts(self, prompts: tuple[str, ...], max_tokens: int) -> list[Row]:
         rows = []
         for item, (plain, _) in enumerate(self._tokenize([self._sent(p) for p in prompts])):
             ids = self._whole(plain)

@@ -81,13 +81,16 @@ class HFBackend:
             model: the model; same tokenizer, same batch budget.
             identity: what tells it from this one, such as `recipe="wanda:0.5"`.
         """
-        return HFBackend(
+        found = HFBackend(
             model,
             self.tokenizer,
             batch_tokens=self.batch_tokens,
             identity={**self._given, **identity},
             chat=self.encoder.chat,
         )
+        if found.vocabulary == self.vocabulary and found.encoder.context == self.encoder.context:
+            found.encoder = self.encoder  # which has the tokens of what was asked last
+        return found
 
     def set_batch_tokens(self, batch_tokens: int) -> None:
         """Ask in batches of another size from here on, which the identity tells."""

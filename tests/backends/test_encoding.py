@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from capcheck.backends.encoding import Encoder, Row, batches
+from capcheck.backends.hf import HFBackend
 from capcheck.errors import UsageError
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 MODELS = Path(__file__).parents[2].parent / "shared" / "models"
 BOS = 1
@@ -153,3 +154,30 @@ def test_real_tokenizers_split_where_the_text_is_split(name):
         assert context.startswith(before.rstrip("�"))
         assert len(coder.text([1], row.ids[row.start :]).strip()) >= len(story[at:].strip())
         assert coder.text(prompt.ids, row.ids[row.start :]).strip()
+
+
+def test_questions_are_tokenized_once_for_both_models():
+    tokenizer = tiny_tokenizer()
+    dense = HFBackend(tiny_model("llama"), tokenizer)
+    compressed = dense.with_model(tiny_model("llama", seed=1))
+    calls = []
+    real = Encoder._tokenize
+
+    class Counted(Encoder):
+        def _tokenize(self, texts):
+            calls.append(len(texts))
+            return real(self, texts)
+
+    dense.encoder.__class__ = Counted
+    for backend in (dense, compressed):
+        backend.loglik([("The cat", " sat"), ("The dog", " sat")])
+        backend.generate(["The cat"], 2, [])
+        backend.loglik_documents(["The cat sat on the mat."])
+    assert len(calls) == 4  # contexts, whole pairs, prompts, documents
+    assert dense.encoder is compressed.encoder
+
+
+def test_a_model_of_another_context_has_its_own_limits():
+    dense = HFBackend(tiny_model("llama"), tiny_tokenizer())
+    other = dense.with_model(tiny_model("llama", max_position_embeddings=16))
+    assert (dense.encoder.context, other.encoder.context) == (128, 16)
