@@ -181,6 +181,10 @@ OPTIONS: tuple[Option, ...] = (
         "may be repeated, each is one column", short=True, many=True,
     ),
     Option(
+        "calibration_seeds", _integer(1), "N", "1",
+        "ask every calibrated recipe under N draws of its calibration text, each a column",
+    ),
+    Option(
         "suite", _text, "NAME", "all of them, where no test path is given",
         "a bundled suite to run, also beside paths, or 'none'; may be repeated",
         short=True, many=True,

@@ -10,7 +10,7 @@ two texts that mean the same give equal recipes. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capcheck.errors import UsageError, nearest
 from capcheck.methods import METHODS, Key, Signature
@@ -82,6 +82,13 @@ class Step:
             return self.argument
         return self.signature.width
 
+    def drawn(self, more: int) -> Step:
+        """Return the step with a seed that is `more` higher, where it is calibrated."""
+        if not self.calibrated or not more:
+            return self
+        keys = {**dict(self.keys), "seed": int(self["seed"]) + more}
+        return replace(self, keys=tuple(sorted(keys.items())))
+
     def __str__(self) -> str:
         argument = "" if self.argument is None else f":{_argument(self.argument)}"
         pairs = "".join(f",{key}={spell(value)}" for key, value in self.keys)
@@ -114,6 +121,18 @@ class Recipe:
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
+
+    def draws(self, many: int) -> tuple[Recipe, ...]:
+        """Return the recipe under `many` draws of its calibration text: its seed and those after.
+
+        Alone where nothing is calibrated.
+
+        >>> [str(recipe) for recipe in Recipe.parse("rtn:4+wanda:0.5").draws(2)]
+        ['rtn:4+wanda:0.5', 'rtn:4+wanda:0.5,seed=1']
+        """
+        if not any(step.calibrated for step in self):
+            return (self,)
+        return tuple(Recipe(tuple(step.drawn(more) for step in self)) for more in range(many))
 
     @property
     def pattern(self) -> Sparsity | None:

@@ -39,7 +39,7 @@ _LEFT_OUT = "capcheck_left_out"
 _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
 _NOT_AGAIN = (
-    *("model", "compress", "suite", "store_limit", "time_budget"),
+    *("model", "compress", "calibration_seeds", "suite", "store_limit", "time_budget"),
     *("json", "records", "save"),
 )
 

@@ -19,6 +19,7 @@ class Settings:
 
     model: str | None = None
     compress: tuple[Recipe, ...] = ()
+    calibration_seeds: int = 1
     suite: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
@@ -142,8 +143,11 @@ def resolve(given: Mapping[str, Given]) -> Settings:
         option = OPTION[name]
         read = [option.read(text, found.where) for text in found.texts]
         values[name] = tuple(read) if option.many else read[-1]
-    recipes: Sequence[Recipe] = values.get("compress", ())
+    draws = values.get("calibration_seeds", 1)
+    recipes: Sequence[Recipe] = [r for one in values.get("compress", ()) for r in one.draws(draws)]
     for position, recipe in enumerate(recipes):
         if recipe in recipes[:position]:
             raise UsageError(f"{given['compress'].where}: the recipe {recipe} is given twice")
+    if recipes:
+        values["compress"] = tuple(recipes)
     return Settings(**values)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capcheck.reports import Results
+from capcheck.reports.draws import over_draws
 from capcheck.result import JSON
 
 SCHEMA = 1
@@ -24,6 +25,7 @@ def document(results: Results) -> JSON:
             "run": results.run,
             "compression": [results.compression[name] for name in sorted(results.compression)],
             "checks": order,
+            "draws": over_draws(results),
             "errors": results.errors,
         }
     )

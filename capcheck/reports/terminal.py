@@ -12,6 +12,7 @@ from rich.text import Text
 
 from capcheck.explain import number
 from capcheck.reports import Results
+from capcheck.reports.draws import over_draws
 from capcheck.result import JSON
 
 _UNLIMITED = 10_000
@@ -41,6 +42,8 @@ def render(results: Results, *, width: int, color: bool) -> str:
             console.print(Text(line))
     if results.checks:
         console.print(_table(results.checks, console, max(width, 80)))
+    for entry in over_draws(results):
+        console.print(Text(_draws(entry)))
     for line in _notes(results):
         console.print(Text(line))
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -174,6 +177,15 @@ def _estimate(check: JSON) -> str:
     if found is None:
         return "-"
     return f"{number(found['value'])} [{number(found['low'])}, {number(found['high'])}]"
+
+
+def _draws(entry: JSON) -> str:
+    counts = ", ".join(f"{many} {verdict}" for verdict, many in entry["verdicts"].items())
+    name = f"{entry['task']}[{entry['recipe']}] over {entry['draws']} calibration draws"
+    if entry["estimate"] is None:
+        return f"{name}: {counts}"
+    spread = f"from {number(entry['lowest'])} to {number(entry['highest'])}"
+    return f"{name}: {entry['metric']} {_estimate(entry)}, {spread}, {counts}"
 
 
 def _notes(results: Results) -> list[str]:

@@ -44,7 +44,7 @@ def test_few(capability):
     file = folder.log / "out.json"
     folder.run("--compress=rtn:4", "--compress=none", f"--capcheck-json={file}")
     report = json.loads(file.read_text())
-    assert set(report) == {"schema", "run", "compression", "checks", "errors"}
+    assert set(report) == {"schema", "run", "compression", "checks", "draws", "errors"}
     assert report["schema"] == 1
     run = report["run"]
     keys = {"model", "revision", "digest", "recipes", "settings", "versions", "machine", "checks"}
