@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from capcheck import __version__
+from capcheck.about import about, command
 from capcheck.backends import Models
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
-from capcheck.options import OPTIONS
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
@@ -38,10 +34,6 @@ _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
 _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
-_NOT_AGAIN = (
-    *("model", "compress", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save"),
-)
 
 
 class Run:
@@ -75,7 +67,7 @@ class Run:
         if not self._worker:
             self._models.check(settings.compress)
             _check_text(settings)
-            self._results.run = self._about()
+            self._results.run = about(self._models, settings)
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
 
@@ -173,28 +165,6 @@ class Run:
         self._sent.add(name)
         return [self.session().log(check.recipe)]
 
-    def _about(self) -> JSON:
-        packages = ("torch", "transformers", "pytest", "numpy")
-        model = self._models.describe()
-        return {
-            "model": model,
-            "revision": model.get("revision"),
-            "digest": model.get("digest"),
-            "recipes": [str(recipe) for recipe in self.settings.compress],
-            "checks": 0,  # until the first report tells: only workers collect under xdist
-            "settings": self.settings.to_json(),
-            "versions": {
-                "capcheck": __version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in packages},
-            },
-            "machine": {
-                "system": platform.platform(),
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-            },
-        }
-
     def _again(self, item: pytest.Item) -> str:
         """Return the command that runs a test again."""
         path, _, name = item.nodeid.partition("::")
@@ -202,14 +172,7 @@ class Run:
             place = self._config.rootpath / path
             path = os.path.relpath(place, self._config.invocation_params.dir)
         recipe = item.callspec.params["capability"]  # type: ignore[attr-defined]
-        words = ["pytest", f"--capcheck-model={self.settings.model}"]
-        words.append(f"--capcheck-compress={recipe}")
-        default = Settings()
-        for option in OPTIONS:
-            value = getattr(self.settings, option.name)
-            if option.name not in _NOT_AGAIN and value != getattr(default, option.name):
-                words.append(f"{option.flag}={value}")
-        return shlex.join([*words, f"{path}::{name}"])
+        return command(f"{path}::{name}", recipe, self.settings)
 
     def _bars(self) -> Progress:
         capture = self._config.pluginmanager.getplugin("capturemanager")
