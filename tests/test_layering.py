@@ -27,6 +27,7 @@ LEVELS = (
         "stats",
         "perplexity_stats",
         "bounded_mean",
+        "power",
     ),
     (
         "methods.*",
