@@ -15,6 +15,7 @@ from capcheck.recipe import Recipe
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
 from capcheck.settings import Settings
+from capcheck.speed import Speeds
 from capcheck.store import Store, key_of
 from capcheck.task import Task
 from capcheck.tasks.perplexity import Perplexity, perplexity
@@ -80,6 +81,7 @@ class Session:
         self.models = models
         self.records: list[Record] = []
         self._store = store
+        self._speeds = Speeds()
         self._progress = progress
         self._started = time.monotonic()
         self._ratios: dict[Recipe, Interval | None] = {}
@@ -165,10 +167,14 @@ class Session:
                     if self.out_of_time(self.settings):
                         raise OutOfTimeError(f"{label}: the time budget ran out")
                     some = order[start : start + _CHUNK]
+                    asked = time.monotonic()
                     try:
                         replies = task.ask(backend, [items[i] for i in some])
                     except ModelError as error:
                         raise ModelError(f"{label}: {error}") from None
+                    if not control:  # which is asked in other batches
+                        requests = [task.request(items[i]) for i in some]
+                        self._speeds.note(recipe, requests, time.monotonic() - asked)
                     found.update(zip(some, replies, strict=True))
                     if not control:
                         self._store.put({keys[i]: found[i] for i in some})
@@ -211,9 +217,12 @@ class Session:
             self.records.append(Record(*names, dense, compressed))
 
     def close(self) -> None:
-        """Free the device and close the store."""
+        """Free the device, keep how fast models answered, and close the store."""
         self.models.close()
-        self._store.close()
+        try:
+            self._speeds.keep(self._store, self.models.identity)
+        finally:
+            self._store.close()
 
 
 class Capability:

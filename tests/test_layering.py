@@ -16,7 +16,18 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress", "about"),
+    (
+        "session",
+        "trial",
+        "gates",
+        "rounds",
+        "explain",
+        "reports",
+        "collect",
+        "progress",
+        "about",
+        "speed",
+    ),
     (
         "device",
         "saving",
