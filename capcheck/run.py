@@ -124,9 +124,19 @@ class Run:
         self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
     ) -> None:
         """Put what a test found on its report."""
-        found: dict[str, Any] = {}
+        found = self._found(item, report, error)
         if isinstance(error, CapcheckError):
             found["error"] = str(error)
+        if found:
+            found["among"] = self.settings.gates
+            # As ASCII text: xdist cannot send every text, and models write every text.
+            report.capcheck = dumps(found)  # type: ignore[attr-defined]
+
+    def _found(
+        self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
+    ) -> JSON:
+        """Return what `Results.add` takes of a test."""
+        found: JSON = {}
         check = item.stash.get(_CHECK, None)
         # A fixture may hold gates too; those of a set-up that went well are settled by the test.
         if check is not None and not (report.when == "setup" and report.passed):
@@ -144,10 +154,7 @@ class Run:
                 self._add_section(item, report, gates)
         if report.when == "teardown" and _LOGS in item.stash:
             found["compression"] = item.stash[_LOGS]
-        if found:
-            found["among"] = self.settings.gates
-            # As ASCII text: xdist cannot send every text, and models write every text.
-            report.capcheck = dumps(found)  # type: ignore[attr-defined]
+        return found
 
     def _add_section(self, item: pytest.Item, report: pytest.TestReport, gates: list[Gate]) -> None:
         lines = []
@@ -275,28 +282,34 @@ class Run:
         """Print the summary."""
         if self._only_shown:
             return
-        text = terminal.render(
-            self._results,
+        text = self._report(
             # A log that is no terminal has no width; cutting its lines helps nobody.
             width=terminalreporter._tw.fullwidth if terminalreporter.isatty else 160,
             color=terminalreporter.hasmarkup,
         )
-        notes = [
-            f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
-            for nodeid in self._unheeded
-        ]
-        notes += [*self._unwritten, *self._notes]
+        notes = [*self._unwritten, *self._notes]
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
             many = "tests that are no capability checks were"
             one = "test that is no capability check was"
             notes.append(f"{self.left_out} {many if self.left_out > 1 else one} left out")
-        if not self._results.count("retained") and exitstatus in (0, 5):
-            what = "had the evidence to be retained" if self._results.checks else "was decided"
-            notes.append(f"no gate {what}: the run shows nothing (code 5)")
         terminalreporter.ensure_newline()
         terminalreporter.section("capcheck")
-        for line in [*text.splitlines(), *notes]:
+        for line in [*text.splitlines(), *notes, *self._outcome(exitstatus)]:
             terminalreporter.write_line(line.rstrip())
+
+    def _report(self, *, width: int, color: bool) -> str:
+        return terminal.render(self._results, width=width, color=color)
+
+    def _outcome(self, code: int) -> list[str]:
+        """Return why the run ends with its exit code, where pytest's own words do not say it."""
+        lines = [
+            f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
+            for nodeid in self._unheeded
+        ]
+        if not self._results.count("retained") and code in (0, 5):
+            what = "had the evidence to be retained" if self._results.checks else "was decided"
+            lines.append(f"no gate {what}: the run shows nothing (code 5)")
+        return lines
 
     def pytest_unconfigure(self) -> None:
         """Free the device and close the store."""

@@ -102,14 +102,17 @@ class Session:
         Raises:
             UsageError: `task` is not a task, or its items cannot be read.
         """
+        self._check_task(task)
+        reference = against if against is not None else Recipe()
+        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
+        return Comparison(task, str(recipe), trial, str(reference))
+
+    def _check_task(self, task: object) -> None:
         if not isinstance(task, Task):
             raise UsageError(
                 f"capability() takes a task, not a {type(task).__name__}; "
                 "make one with capcheck.choices, capcheck.generation, capcheck.perplexity or @task"
             )
-        reference = against if against is not None else Recipe()
-        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
-        return Comparison(task, str(recipe), trial, str(reference))
 
     def perplexity_task(self) -> Perplexity:
         """Return the task whose perplexity stands beside every verdict."""
@@ -193,6 +196,10 @@ class Session:
             found = {key: self.models.log(recipe).to_json()}
             self._store.put(found)
         return found[key]
+
+    def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
+        """Return, for each compressed matrix, the most nonzeros in any `m` consecutive inputs."""
+        return self.models.max_kept(recipe, m)
 
     def out_of_time(self, settings: Settings) -> bool:
         """Whether the time budget is spent."""
@@ -280,7 +287,7 @@ class Capability:
         Read from the weights of the compressed model, not from what the recipe promised.
         """
         self._check_open()
-        return self._session.models.max_kept(self.recipe, m)
+        return self._session.max_kept(self.recipe, m)
 
     def close(self) -> None:
         """The test is over: a comparison kept beyond it can ask no more."""

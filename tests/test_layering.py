@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 # name stands for its module, or for every module of a folder.
 LEVELS = (
     ("plugin",),
-    ("run", "xdist_scheduler", "testing", "hookspec"),
+    ("plan_run", "run", "xdist_scheduler", "testing", "hookspec"),
     (
         "session",
         "trial",
@@ -26,6 +26,8 @@ LEVELS = (
         "collect",
         "progress",
         "about",
+        "plan",
+        "planned",
         "speed",
     ),
     (
@@ -59,7 +61,7 @@ LEVELS = (
     ("recipe_text",),
     ("methods", "result", "errors", "__init__"),
 )
-PYTEST = {"plugin", "run", "collect", "hookspec", "xdist_scheduler"}
+PYTEST = {"plugin", "run", "plan_run", "collect", "hookspec", "xdist_scheduler"}
 TORCH = {
     "methods.*",
     "calibrate",

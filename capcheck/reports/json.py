@@ -18,15 +18,17 @@ SCHEMA = 1
 def document(results: Results) -> JSON:
     """Return the report as a JSON object; numbers that JSON cannot hold become null."""
     order = sorted(results.checks, key=lambda check: (check["recipe"], check["nodeid"]))
-    return _clean(
-        {
-            "schema": SCHEMA,
-            "run": results.run,
-            "compression": [results.compression[name] for name in sorted(results.compression)],
-            "checks": order,
-            "errors": results.errors,
-        }
-    )
+    found = {
+        "schema": SCHEMA,
+        "run": results.run,
+        "compression": [results.compression[name] for name in sorted(results.compression)],
+        "checks": order,
+        "errors": results.errors,
+    }
+    if results.run.get("plan"):
+        gates = sorted(results.planned, key=lambda gate: (gate["recipe"], gate["nodeid"]))
+        found["plan"] = {"gates": gates, "skipped": results.unplanned}
+    return _clean(found)
 
 
 def write(results: Results, path: Path) -> None:
