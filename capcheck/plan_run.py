@@ -108,6 +108,10 @@ class PlanRun(Run):
         """Say that nothing is checked."""
         return f"{super().pytest_report_header()} (a plan: no model is asked)"
 
+    def pytest_assertrepr_compare(self, left: object, right: object) -> list[str] | None:
+        """Leave a failing assert to pytest: there is no gate to explain."""
+        return None
+
     def _exit_code(self, code: int) -> int:
         """Return 4 for an error; nothing retained is no failure of a plan."""
         wrong = self._unwritten or self._results.errors

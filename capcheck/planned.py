@@ -99,7 +99,8 @@ def manner(requests: Sequence[JSON]) -> str:
         return f"{low} choices" if low == high else f"{low} to {high} choices"
     if requests[0].get("kind") == "generate":
         return f"up to {requests[0]['max_tokens']} tokens"
-    return "whole text"
+    kind = str(requests[0].get("kind"))
+    return "whole text" if kind == "document" else kind
 
 
 def no_verdict(row: JSON) -> str:

@@ -23,7 +23,7 @@ def render(results: Results, *, width: int, color: bool) -> str:
     console.print(Text(about(run)))
     if results.planned:
         console.print(_table(results.planned, console, max(width, 80)))
-        for line in [*_meaning(results), *_warnings(results.planned), _time(results.planned)]:
+        for line in [*_meaning(results), *_warnings(results.planned), _time(results)]:
             console.print(Text(line))
     for nodeid, reason in _skipped(results.unplanned):
         console.print(Text(f"skipped: {nodeid}: {reason}"))
@@ -127,10 +127,12 @@ def _meaning(results: Results) -> list[str]:
         ]
         if any(gate["dense_known_from"] for gate in gates):
             lines.append("dense known: the mean score of those of its replies that the store holds")
-    if any(gate["metric"] == "ratio" for gate in gates):
+        if any(gate["items"]["units"] < gate["items"]["asked"] for gate in gates):
+            lines.append("units: their items are taken to stand or fall together")
+    for metric in sorted({gate["metric"] for gate in gates} - {"retention", "drop", "items"}):
         lines.append(
-            "perplexity: what loss can be found depends on how much documents differ, which "
-            "nobody knows before they are asked"
+            f"{metric}: what loss can be found depends on how much items differ, which nobody "
+            "knows before they are asked"
         )
     return lines
 
@@ -145,15 +147,22 @@ def _warnings(gates: Sequence[JSON]) -> list[str]:
     return [f"beware: {text}" for text in dict.fromkeys(found) if text]
 
 
-def _time(gates: Sequence[JSON]) -> str:
+def _time(results: Results) -> str:
+    gates, budget = results.planned, results.run["settings"]["time_budget"]
     seconds, unknown = total_seconds(gates)
     if unknown == len(gates):
         return "time not known: nothing was asked of this model on this device before"
-    more = f", and {unknown} gates asked in a way that was never timed" if unknown else ""
+    ways = "gate asked in a way" if unknown == 1 else "gates asked in ways"
+    more = f", and {unknown} {ways} never timed before" if unknown else ""
+    over = (
+        f"; --capcheck-time-budget={budget:g} ends before that"
+        if seconds > (budget or seconds)
+        else ""
+    )
     return (
         f"time: an estimate of {duration(seconds)}{more}: every item asked of both models, what "
         "the store knows left out; loading, compressing, and the perplexity beside a loss not "
-        "counted"
+        f"counted{over}"
     )
 
 

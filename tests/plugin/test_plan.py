@@ -227,7 +227,7 @@ def test_time_is_told_from_earlier_runs(folder):
     assert [s for (task, _), s in gates.items() if task == "pick"] == [None]
     total = round(first + known[0])  # the same questions are asked once
     (said,) = [line for line in lines(result) if line.startswith("time: ")]
-    found = re.match("time: an estimate of ([0-9]+) s, and 1 gates asked", said)
+    found = re.match("time: an estimate of ([0-9]+) s, and 1 gate asked", said)
     assert found, said
     assert abs(int(found[1]) - total) <= 1
 
@@ -256,6 +256,11 @@ def test_broken_elsewhere(capability):
 def test_upper_bound(capability):
     assert 0.9 <= capability(QA).retention <= 1.1
 
+def test_gate(capability):
+    estimate = capability(QA).retention
+    assert estimate >= 0.9
+    assert estimate.gate.used
+
 @pytest.fixture
 def best(capability):
     return [1, 2][int(1 / capability(QA).drop.value)]
@@ -269,12 +274,13 @@ def test_what_cannot_be_planned_is_skipped_with_its_reason(folder):
     folder.write(SKIPS)
     result = folder.run(RECIPE, PLAN)
     assert result.ret == 0
-    result.assert_outcomes(skipped=8)
+    result.assert_outcomes(skipped=9)
     said = [line.partition("::")[2] for line in lines(result) if line.startswith("skipped: ")]
     reads = "not planned: it reads values of the answers"
     assert dict(line.split("[wanda:0.5]: ") for line in said) == {
         "test_broken_elsewhere": f"{reads} (IndexError)",
         "test_fixture": f"{reads} (ZeroDivisionError)",
+        "test_gate": f"{reads} (AttributeError)",
         "test_marked": "not today",
         "test_own": "too long for this model",
         "test_scores": f"{reads} (KeyError)",
@@ -283,7 +289,7 @@ def test_what_cannot_be_planned_is_skipped_with_its_reason(folder):
         "test_weights": "not planned: it reads the weights of the compressed model",
     }
     found = plan(folder)
-    assert len(found["skipped"]) == 8
+    assert len(found["skipped"]) == 9
     assert folder.lines("built") == []
     # What such a test asks until then is in the plan all the same.
     gates = [(g["nodeid"].partition("::")[2], g["metric"], g["threshold"]) for g in found["gates"]]
