@@ -125,3 +125,13 @@ def no_verdict(row: JSON) -> str:
             f"({items['asked']} would be asked)"
         )
     return ""
+
+
+def total_seconds(gates: Sequence[JSON]) -> tuple[float, int]:
+    """Return what all gates together take, and how many have a model of unknown speed.
+
+    Equal questions are asked of a model once, however many gates rest on them.
+    """
+    sides = {(s["model"], s["questions"]): s["seconds"] for gate in gates for s in gate["sides"]}
+    unknown = sum(any(s["seconds"] is None for s in gate["sides"]) for gate in gates)
+    return sum(seconds for seconds in sides.values() if seconds is not None), unknown

@@ -150,11 +150,12 @@ def pytest_configure(config: pytest.Config) -> None:
             return
         if given["model"].standing and "compress" not in given:
             # A project's standing choice of model makes not every run a check.
-            if "suite" in given and not given["suite"].standing:
-                raise UsageError(
-                    f"{given['suite'].where} is given without --compress=RECIPE: say what to "
-                    "compare with the dense model, for example --compress=wanda:0.5"
-                )
+            for name in ("suite", "plan"):
+                if name in given and not given[name].standing:
+                    raise UsageError(
+                        f"{given[name].where} is given without --compress=RECIPE: say what to "
+                        "compare with the dense model, for example --compress=wanda:0.5"
+                    )
             return
         settings = resolve(given)
         if not settings.compress:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from capcheck.planned import Planned, Side, manner, no_verdict
+from capcheck.planned import Planned, Side, manner, no_verdict, total_seconds
 from capcheck.reports import Results
-from capcheck.reports.plan import duration, render, total_seconds
+from capcheck.reports.plan import duration, render
 from capcheck.result import Claim
 
 RUN = {

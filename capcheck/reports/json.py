@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from capcheck.planned import total_seconds
 from capcheck.reports import Results
 from capcheck.result import JSON
 
@@ -27,7 +28,12 @@ def document(results: Results) -> JSON:
     }
     if results.run.get("plan"):
         gates = sorted(results.planned, key=lambda gate: (gate["recipe"], gate["nodeid"]))
-        found["plan"] = {"gates": gates, "skipped": results.unplanned}
+        seconds, unknown = total_seconds(gates)
+        found["plan"] = {
+            "gates": gates,
+            "skipped": results.unplanned,
+            "seconds": None if unknown == len(gates) else seconds,
+        }
     return _clean(found)
 
 

@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from capcheck.planned import FLIPS, no_verdict
+from capcheck.planned import FLIPS, no_verdict, total_seconds
 from capcheck.power import POWER
 from capcheck.reports import Results
 from capcheck.reports.terminal import about, paper
@@ -28,16 +28,6 @@ def render(results: Results, *, width: int, color: bool) -> str:
     for nodeid, reason in _skipped(results.unplanned):
         console.print(Text(f"skipped: {nodeid}: {reason}"))
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def total_seconds(gates: Sequence[JSON]) -> tuple[float, int]:
-    """Return what all gates together take, and how many have a model of unknown speed.
-
-    Equal questions are asked of a model once, however many gates rest on them.
-    """
-    sides = {(s["model"], s["questions"]): s["seconds"] for gate in gates for s in gate["sides"]}
-    unknown = sum(any(s["seconds"] is None for s in gate["sides"]) for gate in gates)
-    return sum(seconds for seconds in sides.values() if seconds is not None), unknown
 
 
 def duration(seconds: float) -> str:

@@ -213,10 +213,8 @@ def test_time_is_told_from_earlier_runs(folder):
         + "def test_pick(capability):\n" + gate.format("PICK")
     )  # fmt: skip
     result = folder.run(RECIPE, PLAN, f"--capcheck-json={folder.log / 'out.json'}")
-    gates = {
-        (g["task"], g["nodeid"]): g["seconds"]
-        for g in json.loads((folder.log / "out.json").read_text())["plan"]["gates"]
-    }
+    report = json.loads((folder.log / "out.json").read_text())["plan"]
+    gates = {(g["task"], g["nodeid"]): g["seconds"] for g in report["gates"]}
     assert len(gates) == 4
     known = [seconds for (task, _), seconds in gates.items() if task == "more"]
     assert known[0] == known[1]
@@ -226,6 +224,7 @@ def test_time_is_told_from_earlier_runs(folder):
     assert 2.0 < first < known[0]
     assert [s for (task, _), s in gates.items() if task == "pick"] == [None]
     total = round(first + known[0])  # the same questions are asked once
+    assert report["seconds"] == pytest.approx(first + known[0])
     (said,) = [line for line in lines(result) if line.startswith("time: ")]
     found = re.match("time: an estimate of ([0-9]+) s, and 1 gate asked", said)
     assert found, said
@@ -393,6 +392,9 @@ def test_what_has_nothing_to_write_is_refused(folder, other):
 def test_errors_are_found_as_by_a_run(folder):
     folder.refuses("--compress=wnada:0.5", PLAN, says="no method is named", workers=False)
     folder.refuses(PLAN, model=False, says="--capcheck-plan is given without --model=NAME")
+    folder.pytester.makeini("[pytest]\ncapcheck_model = scripted\n")
+    folder.refuses(PLAN, model=False, says="--capcheck-plan is given without --compress=RECIPE")
+    folder.pytester.makeini("[pytest]\n")
     folder.write("def test_it(capability):\n    capability(generation('no.jsonl'))\n")
     folder.refuses(RECIPE, PLAN, says="no.jsonl")
     folder.write("def test_it(capability):\n    capability(QA, against='rnt:8')\n")
