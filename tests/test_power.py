@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from capcheck import stats
+from capcheck.bounded_mean import Plan
 from capcheck.power import Assumed, chance_of_degraded, smallest_loss, units_to_retain
 from capcheck.result import Claim, Verdict
 
@@ -92,6 +93,36 @@ def test_chances_that_differ_widen_what_has_to_be_shown():
     one, many = Assumed(0.7, (0.3, 0.3, 0.3)), Assumed(0.7, (0.0, 0.3, 0.9))
     assert smallest_loss(half, many, (100,)) > smallest_loss(half, one, (100,))
     assert units_to_retain(half, many) > units_to_retain(half, one)
+
+
+def test_a_gate_that_is_vacuous_is_not_degraded():
+    """Dense is at 0.7: a margin of 0.69 is rarely shown, whatever is lost."""
+    shares, looks = Assumed(0.7).shares(0.3), (64, 128, 256)
+    assert chance_of_degraded(DROP, shares, Assumed(0.7), looks) > 0.99
+    assert chance_of_degraded(DROP, shares, Assumed(0.7), looks, margin=0.69) < 0.2
+    assert chance_of_degraded(DROP, shares, Assumed(0.7), looks, margin=0.71) < 0.05
+
+
+@pytest.mark.parametrize("looks", [(20, 40), (64, 128, 200)])
+@pytest.mark.parametrize("lost", [0.0, 0.2, 0.35])
+def test_many_runs_at_once_are_shown_what_each_is_shown(looks, lost):
+    """`shows_each` says at every look what `decide` says when it comes to that look."""
+    assumed, rng = Assumed(0.7, flips=0.1), np.random.default_rng(3)
+    pairs, shares = assumed.pairs(), assumed.shares(lost)
+    codes = rng.choice(4, (40, looks[-1]), p=shares)
+    seen = np.cumsum(np.eye(4)[codes], axis=1)[:, np.array(looks) - 1]
+    question = pairs.question("drop", 0.2)
+    plan = Plan.of(looks[-1], None, None, 0.05)
+    kept, gone = (plan.shows_each(q, seen) for q in (question, question.reversed()))
+    for run, up, down in zip(codes, kept, gone, strict=True):
+        dense, compressed = (run < 2).astype(float), (run % 2 == 0).astype(float)
+        for at, look in enumerate(looks):
+            found = stats.decide(
+                dense[:look], compressed[:look], 0.0, Claim("drop", 0.2),
+                declared=looks[-1], looks=looks[: at + 1],
+            )  # fmt: skip
+            wanted = Verdict.RETAINED if up[at] else Verdict.DEGRADED
+            assert found is (Verdict.UNDECIDED if up[at] == down[at] else wanted)
 
 
 def test_no_loss_is_seldom_degraded():
