@@ -56,6 +56,8 @@ def test_a_row():
     assert "at an error of 0.05/3, for 3 checks" in said
     assert "dense known" in said
     assert "units: " in said
+    assert "confidence: " not in said
+    assert "confidence: where a test has a marker" in text(gate(), gate(confidence=0.99))
 
 
 def test_what_is_not_known_is_said():

@@ -115,6 +115,8 @@ def _meaning(results: Results) -> list[str]:
             "way",
             "to retain: about how many items show that the gate is met if not one flips",
         ]
+        if any(gate["confidence"] != results.run["settings"]["confidence"] for gate in gates):
+            lines.append("confidence: where a test has a marker with its own, that one counts")
         if any(gate["dense_known_from"] for gate in gates):
             lines.append("dense known: the mean score of those of its replies that the store holds")
         if any(gate["items"]["units"] < gate["items"]["asked"] for gate in gates):
