@@ -128,25 +128,61 @@ class Plan:
             won = wealth(question.z, question.bound, self.declared)[question.codes]
             if self._crossed(np.cumsum(won, axis=0)[self.looks - 1]):
                 return True
-        return self.final and self._likely(question, question.counts)
+        return self.final and bool(self._likely(question, question.counts))
 
     def shows_pattern(self, question: Question, counts: Floats) -> bool:
         """Return whether outcomes seen `counts` times (fractions allowed) would show it."""
-        won = counts @ wealth(question.z, question.bound, self.declared)
-        return self._crossed(won[None]) or self._likely(question, counts)
+        return bool(self.shows_each(question, counts[None])[0])
+
+    def shows_each(self, question: Question, counts: Floats) -> NDArray[np.bool_]:
+        """Return the look by look answer for many runs at once, shape (..., looks).
+
+        Args:
+            question: of which only z and its bounds are read; not one with a bound of 0 or less.
+            counts: how often each outcome was seen until each look, shape (..., looks, k); the last
+                look is at all that was declared.
+        """
+        won = self._crossing(counts @ wealth(question.z, question.bound, self.declared))
+        won[..., -1] |= self._likely(question, counts[..., -1, :])
+        return np.logical_or.accumulate(won, axis=-1)
 
     def _crossed(self, log_wealth: Floats) -> bool:
-        top = log_wealth.max(axis=1, keepdims=True)
-        mean = top[:, 0] + np.log(np.mean(np.exp(log_wealth - top), axis=1))
-        return bool(np.any(mean >= -math.log(self.anytime)))
+        return bool(np.any(self._crossing(log_wealth)))
 
-    def _likely(self, question: Question, counts: Floats) -> bool:
+    def _crossing(self, log_wealth: Floats) -> NDArray[np.bool_]:
+        top = log_wealth.max(axis=-1, keepdims=True)
+        mean = top[..., 0] + np.log(np.mean(np.exp(log_wealth - top), axis=-1))
+        return np.asarray(mean >= -math.log(self.anytime))
+
+    def _likely(self, question: Question, counts: Floats) -> NDArray[np.bool_]:
         if self.end == 0:
-            return False
+            return np.zeros(counts.shape[:-1], np.bool_)
         # An outcome of at least half the best one is added: with a worst outcome far nearer to
         # zero than the best one, as for a retention of 0.2, the added one would weigh too little.
         bound = max(question.bound, question.upper / 2)
-        return bool(likelihood_root(question.z, counts, bound) >= norm.isf(self.end))
+        return np.asarray(likelihood_root(question.z, counts, bound) >= norm.isf(self.end))
+
+
+def units_to_show(
+    question: Question, share: Floats, alpha: float, least: int, most: int
+) -> int | None:
+    """Return how many units, all of them declared, show that mean(z) > 0; None above `most`.
+
+    The outcomes come in proportion to `share`, shape (k,), whose mean of z is above zero.
+    """
+
+    def shows(units: int) -> bool:
+        return Plan.of(units, None, None, alpha).shows_pattern(question, share * units)
+
+    low, high = least - 1, least
+    while not shows(high):
+        low, high = high, 2 * high
+        if low >= most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
 
 
 @dataclass(frozen=True)

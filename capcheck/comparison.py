@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Evidence(Protocol):
     """What a comparison rests on; `capcheck.trial` implements it."""
 
-    last_gate: Gate | None
+    @property
+    def last_gate(self) -> Gate | None:
+        """The gate that was decided last, or None."""
 
     def decide(self, claim: Claim) -> bool:
         """Gather the evidence that a claim needs; return whether it holds.

@@ -1,4 +1,4 @@
-"""What becomes of gates beyond the evidence: silent damage, and gates of broken items."""
+"""What is said of gates beyond the evidence: silent damage, margins, gates of broken items."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from capcheck import stats
-from capcheck.result import Gate, Verdict
+from capcheck.result import Claim, Gate, Verdict
 from capcheck.settings import Settings
 
 PENDING = "the test has not ended"
 """The reason of an `items` gate until the outcome of its test is known."""
+
+
+def margin_of(claim: Claim) -> float:
+    """Return by how much the reference has to exceed chance, so that a claim could find a loss."""
+    lost = claim.threshold if claim.metric == "drop" and claim.threshold is not None else 0.0
+    return max(0.01, lost)
 
 
 def is_silent(gate: Gate, settings: Settings) -> bool:

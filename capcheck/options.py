@@ -29,6 +29,7 @@ class Option:
         short: also a short form `--NAME`.
         many: may be given more than once.
         path: the value is a path.
+        bare: the flag alone, without a value, says `true`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Option:
     short: bool = False
     many: bool = False
     path: bool = False
+    bare: bool = False
 
     @property
     def flag(self) -> str:
@@ -122,6 +124,15 @@ def _boolean(text: str) -> bool:
     if text.lower() not in known:
         raise ValueError("must be true or false")
     return known[text.lower()]
+
+
+def _switch(text: str) -> bool:
+    try:
+        return _boolean(text)
+    except ValueError:
+        raise ValueError(
+            "must be true or false; write a test path before the option, or the option with '=true'"
+        ) from None
 
 
 def _device(text: str) -> str:
@@ -253,6 +264,11 @@ OPTIONS: tuple[Option, ...] = (
         "save", _path, "DIR", "none",
         "write the compressed model to a new folder if the run ends with code 0; for one recipe",
         path=True,
+    ),
+    Option(
+        "plan", _switch, "BOOL", "false",
+        "ask no model: say what each check would ask, what loss it could find and how long it "
+        "would take", bare=True,
     ),
 )  # fmt: skip
 """Every option of capcheck."""

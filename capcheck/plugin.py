@@ -66,6 +66,7 @@ def pytest_load_initial_conftests(
 
 def _add(group: pytest.OptionGroup, flag: str, option: Option) -> None:
     text = f"{option.help} (default: {option.default})".replace("%", "%%")
+    bare: dict[str, Any] = {"nargs": "?", "const": "true"} if option.bare else {}
     group.addoption(
         flag,
         dest=option.ini,
@@ -73,6 +74,7 @@ def _add(group: pytest.OptionGroup, flag: str, option: Option) -> None:
         action="append" if option.many else "store",
         default=None,
         help=text if flag == option.flag else f"short for {option.flag}",
+        **bare,
     )
 
 
@@ -148,11 +150,12 @@ def pytest_configure(config: pytest.Config) -> None:
             return
         if given["model"].standing and "compress" not in given:
             # A project's standing choice of model makes not every run a check.
-            if "suite" in given and not given["suite"].standing:
-                raise UsageError(
-                    f"{given['suite'].where} is given without --compress=RECIPE: say what to "
-                    "compare with the dense model, for example --compress=wanda:0.5"
-                )
+            for name in ("suite", "plan"):
+                if name in given and not given[name].standing:
+                    raise UsageError(
+                        f"{given[name].where} is given without --compress=RECIPE: say what to "
+                        "compare with the dense model, for example --compress=wanda:0.5"
+                    )
             return
         settings = resolve(given)
         if not settings.compress:
@@ -162,16 +165,24 @@ def pytest_configure(config: pytest.Config) -> None:
             )
         _refuse_spaces(config)
         _add_suites(config, settings)
-        from capcheck.run import Run
-
-        config.stash[_RUN] = Run(config, settings)
+        config.stash[_RUN] = _run(config, settings)
         config.pluginmanager.register(config.stash[_RUN], "capcheck-run")
     except CapcheckError as error:
         raise pytest.UsageError(str(error)) from None
 
 
+def _run(config: pytest.Config, settings: Settings) -> Run:
+    if settings.plan:
+        from capcheck.plan_run import PlanRun
+
+        return PlanRun(config, settings)
+    from capcheck.run import Run
+
+    return Run(config, settings)
+
+
 def _need_model(given: dict[str, Given]) -> None:
-    for name in ("compress", "suite"):
+    for name in ("compress", "suite", "plan"):
         found = given.get(name)
         if found is not None and not found.standing:
             raise UsageError(f"{found.where} is given without --model=NAME, the model to compress")

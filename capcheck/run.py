@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from capcheck import __version__
+from capcheck.about import about, command
 from capcheck.backends import Models
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
-from capcheck.options import OPTIONS
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
@@ -38,10 +34,6 @@ _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
 _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
-_NOT_AGAIN = (
-    *("model", "compress", "calibration_seeds", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save"),
-)
 
 
 class Run:
@@ -75,7 +67,7 @@ class Run:
         if not self._worker:
             self._models.check(settings.compress)
             _check_text(settings)
-            self._results.run = self._about()
+            self._results.run = about(self._models, settings)
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
 
@@ -132,9 +124,19 @@ class Run:
         self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
     ) -> None:
         """Put what a test found on its report."""
-        found: dict[str, Any] = {}
+        found = self._found(item, report, error)
         if isinstance(error, CapcheckError):
             found["error"] = str(error)
+        if found:
+            found["among"] = self.settings.gates
+            # As ASCII text: xdist cannot send every text, and models write every text.
+            report.capcheck = dumps(found)  # type: ignore[attr-defined]
+
+    def _found(
+        self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
+    ) -> JSON:
+        """Return what `Results.add` takes of a test."""
+        found: JSON = {}
         check = item.stash.get(_CHECK, None)
         # A fixture may hold gates too; those of a set-up that went well are settled by the test.
         if check is not None and not (report.when == "setup" and report.passed):
@@ -152,10 +154,7 @@ class Run:
                 self._add_section(item, report, gates)
         if report.when == "teardown" and _LOGS in item.stash:
             found["compression"] = item.stash[_LOGS]
-        if found:
-            found["among"] = self.settings.gates
-            # As ASCII text: xdist cannot send every text, and models write every text.
-            report.capcheck = dumps(found)  # type: ignore[attr-defined]
+        return found
 
     def _add_section(self, item: pytest.Item, report: pytest.TestReport, gates: list[Gate]) -> None:
         lines = []
@@ -173,28 +172,6 @@ class Run:
         self._sent.add(name)
         return [self.session().log(check.recipe)]
 
-    def _about(self) -> JSON:
-        packages = ("torch", "transformers", "pytest", "numpy")
-        model = self._models.describe()
-        return {
-            "model": model,
-            "revision": model.get("revision"),
-            "digest": model.get("digest"),
-            "recipes": [str(recipe) for recipe in self.settings.compress],
-            "checks": 0,  # until the first report tells: only workers collect under xdist
-            "settings": self.settings.to_json(),
-            "versions": {
-                "capcheck": __version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in packages},
-            },
-            "machine": {
-                "system": platform.platform(),
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-            },
-        }
-
     def _again(self, item: pytest.Item) -> str:
         """Return the command that runs a test again."""
         path, _, name = item.nodeid.partition("::")
@@ -202,14 +179,7 @@ class Run:
             place = self._config.rootpath / path
             path = os.path.relpath(place, self._config.invocation_params.dir)
         recipe = item.callspec.params["capability"]  # type: ignore[attr-defined]
-        words = ["pytest", f"--capcheck-model={self.settings.model}"]
-        words.append(f"--capcheck-compress={recipe}")
-        default = Settings()
-        for option in OPTIONS:
-            value = getattr(self.settings, option.name)
-            if option.name not in _NOT_AGAIN and value != getattr(default, option.name):
-                words.append(f"{option.flag}={value}")
-        return shlex.join([*words, f"{path}::{name}"])
+        return command(f"{path}::{name}", recipe, self.settings)
 
     def _bars(self) -> Progress:
         capture = self._config.pluginmanager.getplugin("capturemanager")
@@ -312,28 +282,34 @@ class Run:
         """Print the summary."""
         if self._only_shown:
             return
-        text = terminal.render(
-            self._results,
+        text = self._report(
             # A log that is no terminal has no width; cutting its lines helps nobody.
             width=terminalreporter._tw.fullwidth if terminalreporter.isatty else 160,
             color=terminalreporter.hasmarkup,
         )
-        notes = [
-            f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
-            for nodeid in self._unheeded
-        ]
-        notes += [*self._unwritten, *self._notes]
+        notes = [*self._unwritten, *self._notes]
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
             many = "tests that are no capability checks were"
             one = "test that is no capability check was"
             notes.append(f"{self.left_out} {many if self.left_out > 1 else one} left out")
-        if not self._results.count("retained") and exitstatus in (0, 5):
-            what = "had the evidence to be retained" if self._results.checks else "was decided"
-            notes.append(f"no gate {what}: the run shows nothing (code 5)")
         terminalreporter.ensure_newline()
         terminalreporter.section("capcheck")
-        for line in [*text.splitlines(), *notes]:
+        for line in [*text.splitlines(), *notes, *self._outcome(exitstatus)]:
             terminalreporter.write_line(line.rstrip())
+
+    def _report(self, *, width: int, color: bool) -> str:
+        return terminal.render(self._results, width=width, color=color)
+
+    def _outcome(self, code: int) -> list[str]:
+        """Return why the run ends with its exit code, where pytest's own words do not say it."""
+        lines = [
+            f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
+            for nodeid in self._unheeded
+        ]
+        if not self._results.count("retained") and code in (0, 5):
+            what = "had the evidence to be retained" if self._results.checks else "was decided"
+            lines.append(f"no gate {what}: the run shows nothing (code 5)")
+        return lines
 
     def pytest_unconfigure(self) -> None:
         """Free the device and close the store."""

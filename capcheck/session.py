@@ -22,6 +22,7 @@ from capcheck.recipe import Recipe
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
 from capcheck.settings import Settings
+from capcheck.speed import Speeds
 from capcheck.store import Store, key_of
 from capcheck.task import Task
 from capcheck.tasks.perplexity import Perplexity, perplexity
@@ -87,6 +88,7 @@ class Session:
         self.models = models
         self.records: list[Record] = []
         self._store = store
+        self._speeds = Speeds()
         self._progress = progress
         self._started = time.monotonic()
         self._ratios: dict[Recipe, Interval | None] = {}
@@ -107,14 +109,17 @@ class Session:
         Raises:
             UsageError: `task` is not a task, or its items cannot be read.
         """
+        self._check_task(task)
+        reference = against if against is not None else Recipe()
+        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
+        return Comparison(task, str(recipe), trial, str(reference))
+
+    def _check_task(self, task: object) -> None:
         if not isinstance(task, Task):
             raise UsageError(
                 f"capability() takes a task, not a {type(task).__name__}; "
                 "make one with capcheck.choices, capcheck.generation, capcheck.perplexity or @task"
             )
-        reference = against if against is not None else Recipe()
-        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
-        return Comparison(task, str(recipe), trial, str(reference))
 
     def perplexity_task(self) -> Perplexity:
         """Return the task whose perplexity stands beside every verdict."""
@@ -173,12 +178,16 @@ class Session:
                     if self.out_of_time(self.settings):
                         raise OutOfTimeError(f"{label}: the time budget ran out")
                     some = order[start : start + _CHUNK]
+                    asked = time.monotonic()
                     try:
                         replies = task.ask(backend, [items[i] for i in some])
                     except OutOfMemoryError as error:
                         self._halve(label, str(error))
                     except ModelError as error:
                         raise ModelError(f"{label}: {error}") from None
+                    if not control:  # which is asked in other batches
+                        requests = [task.request(items[i]) for i in some]
+                        self._speeds.note(recipe, requests, time.monotonic() - asked)
                     found.update(zip(some, replies, strict=True))
                     if not control:
                         self._store.put({keys[i]: found[i] for i in some})
@@ -210,6 +219,10 @@ class Session:
             self._store.put(found)
         return found[key]
 
+    def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
+        """Return, for each compressed matrix, the most nonzeros in any `m` consecutive inputs."""
+        return self.models.max_kept(recipe, m)
+
     def out_of_time(self, settings: Settings) -> bool:
         """Whether the time budget is spent."""
         return time.monotonic() - self._started > settings.time_budget
@@ -238,9 +251,12 @@ class Session:
         self.records = [r for r in self.records if (r.task, r.recipe, r.against) != names]
 
     def close(self) -> None:
-        """Free the device and close the store."""
+        """Free the device, keep how fast models answered, and close the store."""
         self.models.close()
-        self._store.close()
+        try:
+            self._speeds.keep(self._store, self.models.identity)
+        finally:
+            self._store.close()
 
 
 class Capability:
@@ -298,7 +314,7 @@ class Capability:
         Read from the weights of the compressed model, not from what the recipe promised.
         """
         self._check_open()
-        return self._session.models.max_kept(self.recipe, m)
+        return self._session.max_kept(self.recipe, m)
 
     def close(self) -> None:
         """The test is over: a comparison kept beyond it can ask no more."""

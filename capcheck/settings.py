@@ -40,6 +40,7 @@ class Settings:
     json: Path | None = None
     records: Path | None = None
     save: Path | None = None
+    plan: bool = False
     gates: int = 1
     """How many checks the run holds: not an option, but counted when they are collected."""
 
@@ -136,7 +137,8 @@ def resolve(given: Mapping[str, Given]) -> Settings:
     """Read what was given and return the settings.
 
     Raises:
-        UsageError: a value cannot be read, or a recipe is given twice.
+        UsageError: a value cannot be read, a recipe is given twice, or two options contradict
+            each other.
     """
     values: dict[str, Any] = {}
     for name, found in given.items():
@@ -150,4 +152,10 @@ def resolve(given: Mapping[str, Given]) -> Settings:
             raise UsageError(f"{given['compress'].where}: the recipe {recipe} is given twice")
     if recipes:
         values["compress"] = tuple(recipes)
+    for name in ("save", "records"):
+        if values.get("plan") and name in values:
+            raise UsageError(
+                f"{given['plan'].where} asks no model, so that there is nothing for "
+                f"{given[name].where} to write; leave one of the two out"
+            )
     return Settings(**values)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from capcheck.bounded_mean import Clusters, Pairs, Plan, pairs_of
+from capcheck.bounded_mean import Clusters, Pairs, Plan, pairs_of, units_to_show
 from capcheck.perplexity_stats import MIN_DOCUMENTS as MIN_DOCUMENTS
 from capcheck.perplexity_stats import perplexity_shown as perplexity_shown
 from capcheck.perplexity_stats import ratio_interval as ratio_interval
@@ -197,18 +197,11 @@ def items_to_settle(
     if side.bound <= 0:
         return np.size(dense)
 
-    def settles(units: int) -> bool:
-        return Plan.of(units, None, None, error).shows_pattern(side, share * units)
-
-    low, high, most = pairs.n - 1, pairs.n, 10**6 * pairs.n // np.size(dense)
-    while not settles(high):
-        low, high = high, 2 * high
-        if low >= most:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if settles(middle) else (middle, high)
-    items = math.ceil(high * np.size(dense) / pairs.n)
+    most = 10**6 * pairs.n // np.size(dense)
+    units = units_to_show(side, share, error, pairs.n, most)
+    if units is None:
+        return None
+    items = math.ceil(units * np.size(dense) / pairs.n)
     return items if items <= 10**6 else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from capcheck import stats
 from capcheck.errors import OutOfTimeError, SmallerBatchesError, VacuousError
-from capcheck.gates import PENDING, is_silent
+from capcheck.gates import PENDING, is_silent, margin_of
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
 from capcheck.rounds import looks_of, units_of
@@ -205,9 +205,7 @@ class Trial:
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
         """Whether the reference is shown to have something that the claim could find lost."""
         values = np.array([self._scores[0][i].value for i in asked])
-        margin = _MARGIN
-        if claim.metric == "drop" and claim.threshold is not None:
-            margin = max(margin, claim.threshold)
+        margin = margin_of(claim)
         if margin >= 1:  # nobody can lose that much
             return False
         return stats.shown_above_chance(
@@ -347,7 +345,6 @@ class Trial:
 
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
 _NO_TIME = "the time budget ran out"
-_MARGIN = 0.01
 
 
 def _mean(task: Task, scores: Sequence[Score]) -> float | None:

@@ -15,8 +15,21 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 # name stands for its module, or for every module of a folder.
 LEVELS = (
     ("plugin",),
-    ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
+    ("plan_run", "run", "xdist_scheduler", "testing", "hookspec"),
+    (
+        "session",
+        "trial",
+        "gates",
+        "rounds",
+        "explain",
+        "reports",
+        "collect",
+        "progress",
+        "about",
+        "plan",
+        "planned",
+        "speed",
+    ),
     (
         "device",
         "saving",
@@ -27,6 +40,7 @@ LEVELS = (
         "stats",
         "perplexity_stats",
         "bounded_mean",
+        "power",
     ),
     (
         "methods.*",
@@ -42,12 +56,12 @@ LEVELS = (
         "replay",
     ),
     ("task", "settings", "options"),
-    ("rows",),
+    ("rows", "overlap"),
     ("recipe",),
     ("recipe_text",),
     ("methods", "result", "errors", "__init__"),
 )
-PYTEST = {"plugin", "run", "collect", "hookspec", "xdist_scheduler"}
+PYTEST = {"plugin", "run", "plan_run", "collect", "hookspec", "xdist_scheduler"}
 TORCH = {
     "methods.*",
     "calibrate",

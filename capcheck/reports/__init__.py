@@ -18,6 +18,8 @@ class Results:
         compression: one entry a recipe (`CompressionLog.to_json`), by recipe.
         records: items with both answers, where they were asked for.
         errors: the infrastructure errors, each sentence once.
+        planned: of a plan, one entry a gate, with the test's id (`Planned.to_json` and `nodeid`).
+        unplanned: of a plan, the checks that were skipped: `nodeid` and `reason`.
     """
 
     run: JSON = field(default_factory=dict)
@@ -25,6 +27,8 @@ class Results:
     compression: dict[str, JSON] = field(default_factory=dict)
     records: list[JSON] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    planned: list[JSON] = field(default_factory=list)
+    unplanned: list[JSON] = field(default_factory=list)
 
     def add(self, nodeid: str, found: dict[str, Any]) -> None:
         """Take in what one test found."""
@@ -33,6 +37,9 @@ class Results:
         for log in found.get("compression", ()):
             self.compression.setdefault(log["recipe"], log)
         self.records += found.get("records", ())
+        self.planned += [{"nodeid": nodeid, **gate} for gate in found.get("planned", ())]
+        if "unplanned" in found:
+            self.unplanned.append({"nodeid": nodeid, "reason": found["unplanned"]})
         error = found.get("error")
         if error and error not in self.errors:
             self.errors.append(error)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from capcheck.planned import total_seconds
 from capcheck.reports import Results
 from capcheck.reports.draws import over_draws
 from capcheck.result import JSON
@@ -19,16 +20,23 @@ SCHEMA = 1
 def document(results: Results) -> JSON:
     """Return the report as a JSON object; numbers that JSON cannot hold become null."""
     order = sorted(results.checks, key=lambda check: (check["recipe"], check["nodeid"]))
-    return _clean(
-        {
-            "schema": SCHEMA,
-            "run": results.run,
-            "compression": [results.compression[name] for name in sorted(results.compression)],
-            "checks": order,
-            "draws": over_draws(results),
-            "errors": results.errors,
+    found = {
+        "schema": SCHEMA,
+        "run": results.run,
+        "compression": [results.compression[name] for name in sorted(results.compression)],
+        "checks": order,
+        "draws": over_draws(results),
+        "errors": results.errors,
+    }
+    if results.run.get("plan"):
+        gates = sorted(results.planned, key=lambda gate: (gate["recipe"], gate["nodeid"]))
+        seconds, unknown = total_seconds(gates)
+        found["plan"] = {
+            "gates": gates,
+            "skipped": results.unplanned,
+            "seconds": None if unknown == len(gates) else seconds,
         }
-    )
+    return _clean(found)
 
 
 def write(results: Results, path: Path) -> None:

@@ -27,14 +27,10 @@ def render(results: Results, *, width: int, color: bool) -> str:
         width: columns of the terminal.
         color: whether to write escape codes for colours.
     """
-    # What is too long is left for the terminal to wrap: here it would be cut.
-    console = Console(
-        file=io.StringIO(), width=_UNLIMITED, force_terminal=color, no_color=not color,
-        highlight=False, markup=False, emoji=False, legacy_windows=False,
-    )  # fmt: skip
+    console = paper(color=color)
     run = results.run
     if run:
-        console.print(Text(_about(run)))
+        console.print(Text(about(run)))
         if sent := run.get("model", {}).get("chat"):
             console.print(Text(f"prompts are sent as {sent!r}"))
     for log in results.compression.values():
@@ -49,7 +45,17 @@ def render(results: Results, *, width: int, color: bool) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def _about(run: JSON) -> str:
+def paper(*, color: bool) -> Console:
+    """Return a console whose `file` keeps what is printed."""
+    # What is too long is left for the terminal to wrap: here it would be cut.
+    return Console(
+        file=io.StringIO(), width=_UNLIMITED, force_terminal=color, no_color=not color,
+        highlight=False, markup=False, emoji=False, legacy_windows=False,
+    )  # fmt: skip
+
+
+def about(run: JSON) -> str:
+    """Return the line that names the model."""
     model = run.get("model", {})
     found = [f"{key} {model[key]}" for key in ("device", "dtype", "revision") if model.get(key)]
     return f"model {model.get('name', '')}" + (f" ({', '.join(found)})" if found else "")

@@ -136,7 +136,8 @@ def test_every_option_has_a_metavar_and_its_default_in_the_help(folder):
     text = " ".join(folder.run("--help", model=False).stdout.str().split())
     group = text.partition("capcheck: capability checks for compressed models:")[2]
     for option in OPTIONS:
-        assert f"{option.flag}={option.metavar}" in group
+        value = f"[{option.metavar}]" if option.bare else option.metavar
+        assert f"{option.flag}={value}" in group
         assert f"(default: {option.default})" in group
         if option.short:
             assert f"--{option.name}={option.metavar}" in group
