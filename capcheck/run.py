@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from importlib import metadata
+from functools import partial
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from capcheck import __version__
+from capcheck.about import about
 from capcheck.backends import Models
+from capcheck.baseline import Baseline, check_settings
+from capcheck.baseline_writer import Saved, Saver
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
@@ -40,7 +41,7 @@ _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
 _NOT_AGAIN = (
     *("model", "compress", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save"),
+    *("json", "records", "save", "save_baseline"),
 )
 
 
@@ -66,6 +67,9 @@ class Run:
         # Nothing runs under --collect-only and the like, so nothing can be shown.
         looking = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
         self._only_shown = any(config.getoption(name, False) for name in looking)
+        check_settings(settings)
+        self._baseline = Baseline(settings.baseline) if settings.baseline is not None else None
+        self._saved = Saved()
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._bars()
@@ -75,7 +79,10 @@ class Run:
         if not self._worker:
             self._models.check(settings.compress)
             _check_text(settings)
-            self._results.run = self._about()
+            self._results.run = about(self._models, settings)
+            if self._baseline is not None:
+                self._baseline.check(self._models.identity(Recipe()))
+                self._results.run["baseline"] = self._baseline.to_json()
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
 
@@ -89,6 +96,8 @@ class Run:
         """Return the session, opened when the first test needs it."""
         if self._session is None:
             self._session = Session(self.settings, self._models, self._store, self._bars())
+            self._session.baseline = self._baseline
+            self._session.saver = Saver() if self.settings.save_baseline is not None else None
         return self._session
 
     def settings_of(self, item: pytest.Item) -> Settings:
@@ -148,6 +157,8 @@ class Run:
             found["gates"] = [gate.to_json() for gate in gates]
             found["records"] = [record.to_json() for record in self.session().records]
             self.session().records.clear()
+            if (saver := self.session().saver) is not None:
+                found["dense"] = saver.sent()
             if report.failed:
                 self._add_section(item, report, gates)
         if report.when == "teardown" and _LOGS in item.stash:
@@ -172,28 +183,6 @@ class Run:
             return []
         self._sent.add(name)
         return [self.session().log(check.recipe)]
-
-    def _about(self) -> JSON:
-        packages = ("torch", "transformers", "pytest", "numpy")
-        model = self._models.describe()
-        return {
-            "model": model,
-            "revision": model.get("revision"),
-            "digest": model.get("digest"),
-            "recipes": [str(recipe) for recipe in self.settings.compress],
-            "checks": 0,  # until the first report tells: only workers collect under xdist
-            "settings": self.settings.to_json(),
-            "versions": {
-                "capcheck": __version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in packages},
-            },
-            "machine": {
-                "system": platform.platform(),
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-            },
-        }
 
     def _again(self, item: pytest.Item) -> str:
         """Return the command that runs a test again."""
@@ -243,6 +232,7 @@ class Run:
         found = loads(text)
         self._results.run["checks"] = found["among"]
         self._results.add(report.nodeid, found)
+        self._saved.take(found.get("dense"))
         lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
         if lost and not report.failed and not hasattr(report, "wasxfail"):
             self._unheeded.append(report.nodeid)
@@ -262,16 +252,34 @@ class Run:
         code = self._exit_code(int(session.exitstatus))
         if self.settings.save is not None and not self._only_shown:
             self._save(self.settings.save, code)
-        for write, path in (
-            (json.write, self.settings.json),
-            (json.write_records, self.settings.records),
-        ):
-            try:
-                if path is not None:
-                    write(self._results, path)
-            except OSError as error:
-                self._unwritten.append(f"{path} could not be written: {error.strerror}")
+        self._write(self.settings.json, partial(json.write, self._results))
+        self._write(self.settings.records, partial(json.write_records, self._results))
+        early = bool(session.shouldfail or session.shouldstop)
+        self._keep(self._exit_code(int(session.exitstatus)), early=early)
         session.exitstatus = self._exit_code(int(session.exitstatus))
+
+    def _write(self, path: Path | None, write: Callable[[Path], None]) -> None:
+        """Write a file that was asked for, or say why it cannot be."""
+        try:
+            if path is not None:
+                write(path)
+        except (OSError, UsageError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._unwritten.append(f"{path} could not be written: {why}")
+
+    def _keep(self, code: int, *, early: bool) -> None:
+        """Write what later runs start from, where this one went to its end."""
+        identity = partial(self._models.identity, Recipe())
+        for path, write in (
+            (self.settings.save_baseline, partial(self._saved.write, self._results, identity)),
+        ):
+            if path is None or self._only_shown:
+                continue
+            if early or code not in (0, 1, 5):
+                why = "it was stopped early" if early else f"it ends with code {code}"
+                self._notes.append(f"{path} was not written: the run is not whole, {why}")
+                continue
+            self._write(path, write)
 
     def _save(self, folder: Path, code: int) -> None:
         """Write the compressed model, where the run found nothing wrong with it."""

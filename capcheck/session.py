@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from capcheck.backends import Backend, Models
+from capcheck.baseline import Baseline
+from capcheck.baseline_writer import Saver
 from capcheck.comparison import Comparison
 from capcheck.errors import ModelError, OutOfTimeError, UsageError
 from capcheck.recipe import Recipe
+from capcheck.record import Record
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
 from capcheck.settings import Settings
@@ -40,29 +43,6 @@ def silent(label: str, total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda done: None)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One item with both answers, as `--capcheck-records` writes it."""
-
-    task: str
-    recipe: str
-    against: str
-    item: str
-    dense: Score
-    compressed: Score
-
-    def to_json(self) -> JSON:
-        """Return the record as a JSON object."""
-        return {
-            "task": self.task,
-            "recipe": self.recipe,
-            "against": self.against,
-            "item": self.item,
-            "dense": {"score": self.dense.value, "answer": self.dense.text},
-            "compressed": {"score": self.compressed.value, "answer": self.compressed.text},
-        }
-
-
 class Session:
     """Asks models, reads and writes the store, and makes comparisons.
 
@@ -71,7 +51,14 @@ class Session:
         models: gives the back ends.
         store: where replies are kept.
         progress: shows long work.
+
+    Attributes:
+        baseline: where dense replies are read from, in place of asking the dense model.
+        saver: keeps dense replies, to be saved as a baseline.
     """
+
+    baseline: Baseline | None = None
+    saver: Saver | None = None
 
     def __init__(
         self, settings: Settings, models: Models, store: Store, progress: Progress = silent
@@ -145,6 +132,8 @@ class Session:
         """
         if not items:
             return []
+        if self.baseline is not None and not recipe and not control:
+            return self.baseline.replies(task, items)
         found: dict[int, JSON] = {}
         keys: list[str] = []
         if not control:
@@ -174,6 +163,18 @@ class Session:
                         self._store.put({keys[i]: found[i] for i in some})
                     advance(len(some))
         return [found[i] for i in range(len(items))]
+
+    def declare(self, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
+        """Take in what the dense model may be asked of a task, before it is asked the first item.
+
+        Raises:
+            UsageError: the baseline has not all of it.
+            OutOfTimeError: all of it is to be saved, and the time budget is spent.
+        """
+        if self.baseline is not None:
+            self.baseline.declare(self, task, [item for items in rounds for item in items])
+        if self.saver is not None:
+            self.saver.ask(self, task, rounds)
 
     def _stored(self, keys: Sequence[str], positions: Sequence[int]) -> dict[int, JSON]:
         stored = self._store.get([keys[i] for i in positions])

@@ -39,6 +39,8 @@ class Settings:
     json: Path | None = None
     records: Path | None = None
     save: Path | None = None
+    baseline: Path | None = None
+    save_baseline: Path | None = None
     gates: int = 1
     """How many checks the run holds: not an option, but counted when they are collected."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,6 +63,7 @@ class Trial:
         # The chances of items yet to be asked too: they bound what can still come.
         self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
         self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
+        self._declared = bool(against)  # a compressed reference is in no baseline
         self.last_gate: Gate | None = None
 
     def decide(self, claim: Claim) -> bool:
@@ -277,6 +279,7 @@ class Trial:
     def _ask(self, units: int, side: int | None = None) -> list[int]:
         """Ask both sides (or one) the items of the first `units` units; return their positions."""
         self._allowed()
+        self._declare()
         asked = [i for unit in self._units[:units] for i in unit]
         for which in (0, 1) if side is None else (side,):
             scores = self._scores[which]
@@ -294,6 +297,18 @@ class Trial:
                         self._task, self._items[i], recipe, self._against, *sides
                     )
         return asked
+
+    def _declare(self) -> None:
+        """Say, once, what the dense model may be asked at most, and in what rounds."""
+        if self._declared:
+            return
+        self._declared = True
+        at_once = self._settings.items == "all" or "ratio" in self._task.metrics
+        looks = looks_of(len(self._units), all_at_once=at_once)
+        rounds = [self._units[a:b] for a, b in itertools.pairwise([0, *looks])]
+        self._session.declare(
+            self._task, [[self._items[i] for unit in units for i in unit] for units in rounds]
+        )
 
     def _ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
         """Ask the reference alone, a look at a time: in the batches that the other side will see.

@@ -16,7 +16,20 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
+    (
+        "session",
+        "trial",
+        "gates",
+        "rounds",
+        "explain",
+        "reports",
+        "collect",
+        "progress",
+        "about",
+        "baseline",
+        "baseline_writer",
+        "record",
+    ),
     (
         "device",
         "saving",

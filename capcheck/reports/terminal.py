@@ -34,6 +34,8 @@ def render(results: Results, *, width: int, color: bool) -> str:
     run = results.run
     if run:
         console.print(Text(_about(run)))
+        if kept := run.get("baseline"):
+            console.print(Text(_baseline(kept, run["versions"])))
         if sent := run.get("model", {}).get("chat"):
             console.print(Text(f"prompts are sent as {sent!r}"))
     for log in results.compression.values():
@@ -50,6 +52,22 @@ def _about(run: JSON) -> str:
     model = run.get("model", {})
     found = [f"{key} {model[key]}" for key in ("device", "dtype", "revision") if model.get(key)]
     return f"model {model.get('name', '')}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _baseline(kept: JSON, here: JSON) -> str:
+    """Return where the dense scores come from."""
+    made = kept["made"]
+    then = made["versions"]
+    names = [name for name in ("torch", "transformers", "capcheck") if name in then]
+    versions = ", ".join(
+        f"{name} {then[name]}" + (f" (here {here[name]})" if here.get(name) != then[name] else "")
+        for name in names
+    )
+    place = " ".join(filter(None, (made.get("device"), made.get("device_name"))))
+    return (
+        f"dense scores from {kept['file']}, made on {place} ({made['system']}) with {versions}: "
+        "another machine may round otherwise"
+    )
 
 
 _SHOWN = 5

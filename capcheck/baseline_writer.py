@@ -1,0 +1,138 @@
+"""Asking the dense model all that a baseline holds, and writing it; see `capcheck.baseline`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capcheck.baseline import FORMAT, MARK, declared, digest_of, shortened
+from capcheck.errors import UsageError
+from capcheck.recipe import Recipe
+from capcheck.reports import Results
+from capcheck.reports.json import write_text
+from capcheck.result import JSON
+from capcheck.rows import Item
+from capcheck.task import Task
+
+if TYPE_CHECKING:
+    from capcheck.session import Session
+
+
+class Saver:
+    """Asks the dense model every declared item of every check, and keeps its replies.
+
+    Tests and models are in one process, and the file is written in another under xdist: `sent`
+    gives what has come since, as JSON values, which travel on the tests' reports.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._new: list[JSON] = []
+        self._open: set[str] = set()
+        self._with_text = False
+
+    def ask(self, session: Session, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
+        """Have the dense model asked the items of a task, and once the text for perplexity.
+
+        Args:
+            session: asks, or reads the store.
+            task: what is asked.
+            rounds: the declared items, in the rounds in which the other side will see them.
+
+        Raises:
+            OutOfTimeError: the time budget is spent.
+        """
+        self._ask(session, task, rounds)
+        if not self._with_text:
+            # It is asked only where a gate is degraded, which may be on the other machine alone.
+            text = session.perplexity_task()
+            self._ask(session, text, [declared(text, session.settings)])
+            self._with_text = True
+
+    def _ask(self, session: Session, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
+        self._open.add(task.name)
+        fingerprint = task.fingerprint_of(task.load(session.settings.data))
+        for items in rounds:
+            replies = session.replies(Recipe(), task, items, control=False)
+            for item, reply in zip(items, replies, strict=True):
+                request = shortened(task.request(item))
+                key = json.dumps([task.name, fingerprint, item.id, request], sort_keys=True)
+                if key not in self._known:
+                    self._known.add(key)
+                    entry = {"task": task.name, "fingerprint": fingerprint, "item": item.id}
+                    self._new.append({**entry, "request": request, "reply": reply})
+        self._open.discard(task.name)
+
+    def sent(self) -> JSON:
+        """Return the replies that came since the last call, and tasks that are not whole."""
+        found, self._new = self._new, []
+        return {"items": found, "open": sorted(self._open)}
+
+
+class Saved:
+    """What came in from all processes, to be written at the end."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, JSON] = {}
+        self._open: set[str] = set()
+
+    def take(self, found: JSON | None) -> None:
+        """Take in what a `Saver` sent."""
+        for entry in (found or {}).get("items", ()):
+            self._items[json.dumps({**entry, "reply": None}, sort_keys=True)] = entry
+        self._open.update((found or {}).get("open", ()))
+
+    def write(
+        self, results: Results, identity: Callable[[], Mapping[str, Any]], path: Path
+    ) -> None:
+        """Write the file, whole or not at all.
+
+        Args:
+            results: what the report says of the run.
+            identity: gives what the dense model is known by in the store.
+            path: the file.
+
+        Raises:
+            UsageError: there is nothing to write, or not all of it.
+            OSError: it cannot be written.
+        """
+        write_text(path, self._text(results.run, identity()))
+
+    def _text(self, run: JSON, identity: Mapping[str, Any]) -> str:
+        if self._open:
+            raise UsageError(
+                "the time budget ran out before every item was asked of "
+                f"{', '.join(sorted(self._open))}; give it more time with --capcheck-time-budget"
+            )
+        if not self._items:
+            raise UsageError("the dense model was asked nothing; run at least one check")
+        order = sorted(self._items)
+        counts: dict[tuple[str, str], int] = {}
+        lines = []
+        for entry in (self._items[key] for key in order):
+            name = (entry["task"], entry["fingerprint"])
+            counts[name] = counts.get(name, 0) + 1
+            lines.append({key: entry[key] for key in ("task", "item", "request", "reply")})
+        lines.sort(key=lambda line: (line["task"], line["item"]))
+        body = "".join(json.dumps(line) + "\n" for line in lines)
+        model, settings = run["model"], run["settings"]
+        header = {
+            MARK: FORMAT,
+            "model": {key: model.get(key) for key in ("name", "revision", "digest", "chat")},
+            "identity": dict(identity),
+            "made": {
+                "device": model.get("device"),
+                "device_name": model.get("device_name"),
+                **run["machine"],
+                "versions": run["versions"],
+            },
+            "settings": {key: settings[key] for key in ("seed", "items", "perplexity")},
+            "tasks": [
+                {"name": name, "fingerprint": fingerprint, "items": count}
+                for (name, fingerprint), count in sorted(counts.items())
+            ],
+            "items": len(lines),
+        }
+        return json.dumps({**header, "digest": digest_of(header, body)}) + "\n" + body
