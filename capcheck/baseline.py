@@ -104,10 +104,15 @@ class Baseline:
                 f"the baseline {self.path} is damaged: its lines are not those that it was written "
                 "with; copy or make it again"
             )
-        for line in body.splitlines():
-            entry = json.loads(line)
-            self._replies[_key(entry["request"])] = entry["reply"]
-            self._requests.setdefault((entry["task"], entry["item"]), entry["request"])
+        if not all(isinstance(self.header.get(key), dict) for key in ("identity", "made")):
+            raise self._no_baseline()
+        try:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                self._replies[_key(entry["request"])] = dict(entry["reply"])
+                self._requests.setdefault((entry["task"], entry["item"]), dict(entry["request"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise self._no_baseline() from None
 
     def _no_baseline(self) -> UsageError:
         return UsageError(

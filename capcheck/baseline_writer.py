@@ -84,10 +84,8 @@ class Saved:
             self._items[json.dumps({**entry, "reply": None}, sort_keys=True)] = entry
         self._open.update((found or {}).get("open", ()))
 
-    def write(
-        self, results: Results, identity: Callable[[], Mapping[str, Any]], path: Path
-    ) -> None:
-        """Write the file, whole or not at all.
+    def write(self, results: Results, identity: Callable[[], Mapping[str, Any]], path: Path) -> str:
+        """Write the file, whole or not at all; return what was written.
 
         Args:
             results: what the report says of the run.
@@ -99,6 +97,7 @@ class Saved:
             OSError: it cannot be written.
         """
         write_text(path, self._text(results.run, identity()))
+        return f"{len(self._items)} replies of the dense model written to {path}"
 
     def _text(self, run: JSON, identity: Mapping[str, Any]) -> str:
         if self._open:

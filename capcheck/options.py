@@ -265,6 +265,14 @@ OPTIONS: tuple[Option, ...] = (
         "save_baseline", _output, "FILE", "none",
         "ask the dense model every item, and write its replies for another machine", path=True,
     ),
+    Option(
+        "known_losses", _input, "FILE", "none",
+        "degraded gates that are accepted: they fail only where more is lost", path=True,
+    ),
+    Option(
+        "save_known_losses", _output, "FILE", "none",
+        "write the degraded gates of this run as known losses", path=True,
+    ),
 )  # fmt: skip
 """Every option of capcheck."""
 

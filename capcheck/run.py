@@ -24,6 +24,7 @@ from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
+from capcheck.known import KnownLosses, excuse
 from capcheck.options import OPTIONS
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
@@ -41,7 +42,7 @@ _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
 _NOT_AGAIN = (
     *("model", "compress", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save", "save_baseline"),
+    *("json", "records", "save", "save_baseline", "save_known_losses"),
 )
 
 
@@ -70,6 +71,7 @@ class Run:
         check_settings(settings)
         self._baseline = Baseline(settings.baseline) if settings.baseline is not None else None
         self._saved = Saved()
+        self._known = KnownLosses(settings.known_losses)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._bars()
@@ -127,7 +129,8 @@ class Run:
     @contextmanager
     def test(self, item: pytest.Item, recipe: Recipe) -> Iterator[Capability]:
         """Give a test its `capability` for as long as it runs."""
-        found = Capability(self.session(), recipe, self.settings_of(item))
+        judged = partial(self._known.judged, item.nodeid)
+        found = Capability(self.session(), recipe, self.settings_of(item), judged)
         item.stash[_CHECK], item.stash[_SHOWN] = found, 0
         try:
             yield found
@@ -153,6 +156,9 @@ class Run:
                 failed=isinstance(error, AssertionError | pytest.fail.Exception),
                 broke_off="" if error is None else type(error).__name__,
             )
+            gates = [self._known.judged(item.nodeid, gate) for gate in gates]
+            if report.when == "call":
+                excuse(report, gates, raised=error is not None)
             item.stash[_SHOWN] = len(check.gates)
             found["gates"] = [gate.to_json() for gate in gates]
             found["records"] = [record.to_json() for record in self.session().records]
@@ -233,7 +239,8 @@ class Run:
         self._results.run["checks"] = found["among"]
         self._results.add(report.nodeid, found)
         self._saved.take(found.get("dense"))
-        lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
+        gates = found.get("gates", ())
+        lost = any(gate["verdict"] == "degraded" and not gate["known"] for gate in gates)
         if lost and not report.failed and not hasattr(report, "wasxfail"):
             self._unheeded.append(report.nodeid)
 
@@ -258,11 +265,11 @@ class Run:
         self._keep(self._exit_code(int(session.exitstatus)), early=early)
         session.exitstatus = self._exit_code(int(session.exitstatus))
 
-    def _write(self, path: Path | None, write: Callable[[Path], None]) -> None:
+    def _write(self, path: Path | None, write: Callable[[Path], str | None]) -> None:
         """Write a file that was asked for, or say why it cannot be."""
         try:
-            if path is not None:
-                write(path)
+            if path is not None and (note := write(path)):
+                self._notes.append(note)
         except (OSError, UsageError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             self._unwritten.append(f"{path} could not be written: {why}")
@@ -272,6 +279,7 @@ class Run:
         identity = partial(self._models.identity, Recipe())
         for path, write in (
             (self.settings.save_baseline, partial(self._saved.write, self._results, identity)),
+            (self.settings.save_known_losses, partial(self._known.write, self._results)),
         ):
             if path is None or self._only_shown:
                 continue
@@ -330,7 +338,7 @@ class Run:
             f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
             for nodeid in self._unheeded
         ]
-        notes += [*self._unwritten, *self._notes]
+        notes += [*self._unwritten, *self._notes, *self._known.notes(self._results.checks)]
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
             many = "tests that are no capability checks were"
             one = "test that is no capability check was"

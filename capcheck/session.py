@@ -81,6 +81,7 @@ class Session:
         settings: Settings | None = None,
         record: Callable[[Gate], None] = lambda gate: None,
         allowed: Callable[[], None] = lambda: None,
+        judged: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> Comparison:
         """Return the comparison of a task under a recipe with the dense model, or with `against`.
 
@@ -93,7 +94,8 @@ class Session:
                 "make one with capcheck.choices, capcheck.generation, capcheck.perplexity or @task"
             )
         reference = against if against is not None else Recipe()
-        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
+        settings = settings or self.settings
+        trial = Trial(self, task, recipe, reference, settings, record, allowed, judged)
         return Comparison(task, str(recipe), trial, str(reference))
 
     def perplexity_task(self) -> Perplexity:
@@ -225,11 +227,18 @@ class Capability:
         gates: the gates of this test so far.
     """
 
-    def __init__(self, session: Session, recipe: Recipe, settings: Settings) -> None:
+    def __init__(
+        self,
+        session: Session,
+        recipe: Recipe,
+        settings: Settings,
+        judged: Callable[[Gate], Gate] = lambda gate: gate,
+    ) -> None:
         self.recipe = recipe
         self.gates: list[Gate] = []
         self._session = session
         self._settings = settings
+        self._judged = judged  # what the run makes of a gate, such as a known loss
         self._open = True
 
     def __call__(self, task: Task, *, against: str | Recipe | None = None) -> Comparison:
@@ -248,6 +257,7 @@ class Capability:
             settings=self._settings,
             record=self._record,
             allowed=self._check_open,
+            judged=self._judged,
         )
 
     @property

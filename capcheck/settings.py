@@ -41,6 +41,8 @@ class Settings:
     save: Path | None = None
     baseline: Path | None = None
     save_baseline: Path | None = None
+    known_losses: Path | None = None
+    save_known_losses: Path | None = None
     gates: int = 1
     """How many checks the run holds: not an option, but counted when they are collected."""
 

@@ -39,6 +39,7 @@ class Trial:
         settings: the session's, or those a marker made stricter.
         record: is called with every gate.
         allowed: is called before anything is asked; raises where it is too late to ask.
+        judged: returns what the run makes of a gate, such as a known loss.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Trial:
         settings: Settings,
         record: Callable[[Gate], None],
         allowed: Callable[[], None] = lambda: None,
+        judged: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> None:
         self._session = session
         self._task = task
@@ -58,6 +60,7 @@ class Trial:
         self._settings = settings
         self._record = record
         self._allowed = allowed
+        self._judged = judged
         self._items = task.load(settings.data)
         self._units = units_of(task, self._items, settings)
         # The chances of items yet to be asked too: they bound what can still come.
@@ -71,10 +74,10 @@ class Trial:
         started = time.monotonic()
         gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
         gate = self._beside(replace(gate, seconds=time.monotonic() - started))
-        self._finish(gate)
+        gate = self._finish(gate)
         if gate.verdict is Verdict.UNDECIDED:
             return self._settings.undecided == "hold"
-        return gate.verdict is Verdict.RETAINED
+        return gate.verdict is Verdict.RETAINED or gate.known
 
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
@@ -94,8 +97,10 @@ class Trial:
             self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
         gate = self._beside(gate)
-        self._finish(replace(gate, seconds=time.monotonic() - started))
-        return self._flips(asked)[0]
+        flips = self._flips(asked)[0]
+        ids = tuple(flip.item.id for flip in flips)
+        self._finish(replace(gate, broken_items=ids, seconds=time.monotonic() - started))
+        return flips
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
@@ -268,11 +273,12 @@ class Trial:
         gate = replace(gate, perplexity=ratio)
         return replace(gate, silent=is_silent(gate, self._settings))
 
-    def _finish(self, gate: Gate) -> None:
-        self.last_gate = gate
+    def _finish(self, gate: Gate) -> Gate:
+        gate = self.last_gate = self._judged(gate)
         self._record(gate)
         if gate.verdict is Verdict.VACUOUS:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
+        return gate
 
     # Items and scores
 

@@ -29,6 +29,7 @@ LEVELS = (
         "baseline",
         "baseline_writer",
         "record",
+        "known",
     ),
     (
         "device",

@@ -57,7 +57,7 @@ def _about(run: JSON) -> str:
 def _baseline(kept: JSON, here: JSON) -> str:
     """Return where the dense scores come from."""
     made = kept["made"]
-    then = made["versions"]
+    then = made.get("versions", {})
     names = [name for name in ("torch", "transformers", "capcheck") if name in then]
     versions = ", ".join(
         f"{name} {then[name]}" + (f" (here {here[name]})" if here.get(name) != then[name] else "")
@@ -65,7 +65,7 @@ def _baseline(kept: JSON, here: JSON) -> str:
     )
     place = " ".join(filter(None, (made.get("device"), made.get("device_name"))))
     return (
-        f"dense scores from {kept['file']}, made on {place} ({made['system']}) with {versions}: "
+        f"dense scores from {kept['file']}, made on {place} ({made.get('system')}) with {versions}: "
         "another machine may round otherwise"
     )
 
@@ -155,7 +155,8 @@ _COLUMNS = (
 
 def _row(check: JSON) -> dict[str, str | Text]:
     verdict = check["verdict"]
-    text = "degraded, silent" if check["silent_damage"] else verdict
+    silent, known = check["silent_damage"], check["known"]
+    text = verdict + (", silent" if silent else "") + (", known" if known else "")
     return {
         "task": check["task"] + ("" if check["against"] == "none" else f" / {check['against']}"),
         "recipe": check["recipe"],
@@ -165,7 +166,7 @@ def _row(check: JSON) -> dict[str, str | Text]:
         "gate": _gate(check),
         "items": f"{check['items']['used']}/{check['items']['available']}",
         "flips": _flips(check),
-        "verdict": Text(text, style=_STYLE[verdict]),
+        "verdict": Text(text, style="yellow" if known else _STYLE[verdict]),
     }
 
 
@@ -216,7 +217,12 @@ def _notes(results: Results) -> list[str]:
             + (", the noise floor of every comparison above" if flips else "")
         )
     lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
-    counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
+    known = sum(check["known"] for check in results.checks)
+    counts = [
+        f"{results.count(v)} {v}" + (f" ({known} known)" if known and v == "degraded" else "")
+        for v in _STYLE
+        if results.count(v)
+    ]
     if counts:
         total = len(results.checks)
         lines.append(f"{total} gate{'s' if total != 1 else ''}: {', '.join(counts)}")

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from capcheck.baseline import digest_of
+
 KEPT, LOST = "--compress=rtn:8", "--compress=wanda:0.5"
 MODELS = """
 def pytest_capcheck_models(settings):
@@ -97,7 +99,9 @@ def test_the_summary_says_where_it_was_made(folder, saved):
 
 def test_a_run_with_a_loss_saves_too(folder):
     file = folder.log / "base.jsonl"
-    assert folder.run(LOST, f"--capcheck-save-baseline={file}").ret == 1
+    result = folder.run(LOST, f"--capcheck-save-baseline={file}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"840 replies of the dense model written to {file}"])
     assert lines(file)[0]["items"] == 840
 
 
@@ -174,6 +178,14 @@ def test_another_text_for_perplexity_is_refused_before_it_is_needed(folder, save
     folder.refuses(KEPT, f"--capcheck-baseline={saved}", says="task 'another': item .* is not in")
 
 
+HEADER = {"capcheck_baseline": 1, "identity": {}, "made": {}}
+
+
+def whole(header, body):
+    """Return a file whose digest is right."""
+    return json.dumps({**header, "digest": digest_of(header, body)}) + "\n" + body
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -185,6 +197,9 @@ def test_another_text_for_perplexity_is_refused_before_it_is_needed(folder, save
         (lambda text: '{"schema": 1}', "is no baseline"),
         (lambda text: "[" * 10**5, "is no baseline"),
         (lambda text: "\x80", "is no baseline"),
+        (lambda text: whole({"capcheck_baseline": 1}, ""), "is no baseline"),
+        (lambda text: whole({**HEADER}, "[1]\n"), "is no baseline"),
+        (lambda text: whole({**HEADER}, "{\n"), "is no baseline"),
         (lambda text: text.replace('"capcheck_baseline": 1', '"capcheck_baseline": 2'), "format 2"),
     ],
 )
