@@ -65,8 +65,8 @@ def _baseline(kept: JSON, here: JSON) -> str:
     )
     place = " ".join(filter(None, (made.get("device"), made.get("device_name"))))
     return (
-        f"dense scores from {kept['file']}, made on {place} ({made.get('system')}) with {versions}: "
-        "another machine may round otherwise"
+        f"dense scores from {kept['file']}, made on {place} ({made.get('system')}) with "
+        f"{versions}: another machine may round otherwise"
     )
 
 
