@@ -1,21 +1,28 @@
-"""What the reports say of a run: its model, settings, versions and machine."""
+"""What a run says of itself: its model, settings, versions and machine, and how to run it again."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 from importlib import metadata
 
 from capcheck import __version__
 from capcheck.backends import Models
+from capcheck.options import OPTIONS
+from capcheck.recipe import Recipe
 from capcheck.result import JSON
 from capcheck.settings import Settings
 
-_PACKAGES = ("torch", "transformers", "pytest", "numpy")
+_NOT_AGAIN = (
+    *("model", "compress", "suite", "store_limit", "time_budget"),
+    *("json", "records", "save", "save_baseline", "save_known_losses"),
+)
 
 
 def about(models: Models, settings: Settings) -> JSON:
-    """Return `run` of the JSON report, as far as it is known before the first check."""
+    """Return the entry `run` of the JSON report."""
+    packages = ("torch", "transformers", "pytest", "numpy")
     model = models.describe()
     return {
         "model": model,
@@ -27,7 +34,7 @@ def about(models: Models, settings: Settings) -> JSON:
         "versions": {
             "capcheck": __version__,
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _PACKAGES},
+            **{name: metadata.version(name) for name in packages},
         },
         "machine": {
             "system": platform.platform(),
@@ -35,3 +42,14 @@ def about(models: Models, settings: Settings) -> JSON:
             "cores": os.cpu_count(),
         },
     }
+
+
+def command(nodeid: str, recipe: Recipe, settings: Settings) -> str:
+    """Return the command that runs a test again, `nodeid` being as the command line takes it."""
+    words = ["pytest", f"--capcheck-model={settings.model}", f"--capcheck-compress={recipe}"]
+    default = Settings()
+    for option in OPTIONS:
+        value = getattr(settings, option.name)
+        if option.name not in _NOT_AGAIN and value != getattr(default, option.name):
+            words.append(f"{option.flag}={value}")
+    return shlex.join([*words, nodeid])

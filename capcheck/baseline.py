@@ -131,6 +131,7 @@ class Baseline:
             UsageError: they differ; the message says in what, with both values.
         """
         then: Mapping[str, Any] = self.header["identity"]
+        identity = json.loads(json.dumps(identity))
         names = sorted((then.keys() | identity.keys()) - _MAY_DIFFER)
         differing = [name for name in names if then.get(name) != identity.get(name)]
         if not differing:

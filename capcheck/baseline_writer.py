@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Saver:
-    """Asks the dense model every declared item of every check, and keeps its replies.
+    """Asks the dense model every declared item of every check, and keeps all that it replies.
 
     Tests and models are in one process, and the file is written in another under xdist: `sent`
     gives what has come since, as JSON values, which travel on the tests' reports.
@@ -30,6 +31,7 @@ class Saver:
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._new: list[JSON] = []
+        self._tasks: set[tuple[str, str]] = set()
         self._open: set[str] = set()
         self._with_text = False
 
@@ -53,22 +55,25 @@ class Saver:
 
     def _ask(self, session: Session, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
         self._open.add(task.name)
-        fingerprint = task.fingerprint_of(task.load(session.settings.data))
+        self._tasks.add((task.name, task.fingerprint_of(task.load(session.settings.data))))
         for items in rounds:
-            replies = session.replies(Recipe(), task, items, control=False)
-            for item, reply in zip(items, replies, strict=True):
-                request = shortened(task.request(item))
-                key = json.dumps([task.name, fingerprint, item.id, request], sort_keys=True)
-                if key not in self._known:
-                    self._known.add(key)
-                    entry = {"task": task.name, "fingerprint": fingerprint, "item": item.id}
-                    self._new.append({**entry, "request": request, "reply": reply})
+            session.replies(Recipe(), task, items, control=False)
         self._open.discard(task.name)
+
+    def note(self, task: Task, items: Sequence[Item], replies: Sequence[JSON]) -> None:
+        """Keep what the dense model replied, whoever had it asked."""
+        for item, reply in zip(items, replies, strict=True):
+            request = shortened(task.request(item))
+            entry = {"task": task.name, "item": item.id, "request": request, "reply": reply}
+            key = key_of(entry)
+            if key not in self._known:
+                self._known.add(key)
+                self._new.append(entry)
 
     def sent(self) -> JSON:
         """Return the replies that came since the last call, and tasks that are not whole."""
         found, self._new = self._new, []
-        return {"items": found, "open": sorted(self._open)}
+        return {"items": found, "tasks": sorted(self._tasks), "open": sorted(self._open)}
 
 
 class Saved:
@@ -76,13 +81,15 @@ class Saved:
 
     def __init__(self) -> None:
         self._items: dict[str, JSON] = {}
+        self._tasks: set[tuple[str, str]] = set()
         self._open: set[str] = set()
 
     def take(self, found: JSON | None) -> None:
         """Take in what a `Saver` sent."""
-        for entry in (found or {}).get("items", ()):
-            self._items[json.dumps({**entry, "reply": None}, sort_keys=True)] = entry
-        self._open.update((found or {}).get("open", ()))
+        if found is not None:
+            self._items.update((key_of(entry), entry) for entry in found["items"])
+            self._tasks.update((name, fingerprint) for name, fingerprint in found["tasks"])
+            self._open.update(found["open"])
 
     def write(self, results: Results, identity: Callable[[], Mapping[str, Any]], path: Path) -> str:
         """Write the file, whole or not at all; return what was written.
@@ -107,15 +114,9 @@ class Saved:
             )
         if not self._items:
             raise UsageError("the dense model was asked nothing; run at least one check")
-        order = sorted(self._items)
-        counts: dict[tuple[str, str], int] = {}
-        lines = []
-        for entry in (self._items[key] for key in order):
-            name = (entry["task"], entry["fingerprint"])
-            counts[name] = counts.get(name, 0) + 1
-            lines.append({key: entry[key] for key in ("task", "item", "request", "reply")})
-        lines.sort(key=lambda line: (line["task"], line["item"]))
+        lines = [self._items[key] for key in sorted(self._items)]
         body = "".join(json.dumps(line) + "\n" for line in lines)
+        counts = Counter(line["task"] for line in lines)
         model, settings = run["model"], run["settings"]
         header = {
             MARK: FORMAT,
@@ -129,9 +130,15 @@ class Saved:
             },
             "settings": {key: settings[key] for key in ("seed", "items", "perplexity")},
             "tasks": [
-                {"name": name, "fingerprint": fingerprint, "items": count}
-                for (name, fingerprint), count in sorted(counts.items())
+                {"name": name, "fingerprints": [f for n, f in sorted(self._tasks) if n == name]}
+                | {"items": count}
+                for name, count in sorted(counts.items())
             ],
             "items": len(lines),
         }
         return json.dumps({**header, "digest": digest_of(header, body)}) + "\n" + body
+
+
+def key_of(entry: JSON) -> str:
+    """Return what tells an entry from others, by which entries are sorted."""
+    return json.dumps([entry["task"], entry["item"], entry["request"]], sort_keys=True)

@@ -56,7 +56,7 @@ class Loss:
         now, then = gate.estimate, self.estimate
         if now is None or then is None:
             return ""
-        lost = now.high < then.low if gate.claim.metric == "retention" else now.low > then.high
+        lost = now.high < then.low if _more_is_better(gate.claim.metric) else now.low > then.high
         return f"lost further than the known loss, {interval(then)}" if lost else ""
 
     def to_json(self) -> JSON:
@@ -85,7 +85,7 @@ class KnownLosses:
         self.path = path
         self._losses: dict[Name, Loss] = {} if path is None else _read(path)
 
-    def judged(self, nodeid: str, gate: Gate) -> Gate:
+    def accepted(self, nodeid: str, gate: Gate) -> Gate:
         """Return a gate that is degraded and listed as known, or with how it is lost further."""
         name = (nodeid, gate.recipe, gate.against, gate.task, gate.claim.metric)
         loss = self._losses.get((*name, gate.claim.threshold))
@@ -266,9 +266,13 @@ def _worse(loss: Loss, other: Loss | None) -> Loss:
         return loss
     if loss.estimate is None or other.estimate is None:
         return replace(loss, broken=loss.broken | other.broken)
-    if loss.name[4] == "retention":
+    if _more_is_better(loss.name[4]):
         return min(loss, other, key=lambda x: _bounds(x.estimate)[0])
     return max(loss, other, key=lambda x: _bounds(x.estimate)[1])
+
+
+def _more_is_better(metric: Metric) -> bool:
+    return ">=" in str(Claim(metric, 0.0))  # as a claim about it is written
 
 
 def _bounds(found: Interval | None) -> tuple[float, float]:

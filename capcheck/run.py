@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from capcheck.about import about
+from capcheck.about import about, command
 from capcheck.backends import Models
 from capcheck.baseline import Baseline, check_settings
 from capcheck.baseline_writer import Saved, Saver
@@ -25,7 +24,6 @@ from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
 from capcheck.known import KnownLosses, excuse
-from capcheck.options import OPTIONS
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
@@ -40,10 +38,6 @@ _CHECK: pytest.StashKey[Capability] = pytest.StashKey()
 _LEFT_OUT = "capcheck_left_out"
 _SHOWN: pytest.StashKey[int] = pytest.StashKey()
 _LOGS: pytest.StashKey[list[JSON]] = pytest.StashKey()
-_NOT_AGAIN = (
-    *("model", "compress", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save", "save_baseline", "save_known_losses"),
-)
 
 
 class Run:
@@ -129,8 +123,8 @@ class Run:
     @contextmanager
     def test(self, item: pytest.Item, recipe: Recipe) -> Iterator[Capability]:
         """Give a test its `capability` for as long as it runs."""
-        judged = partial(self._known.judged, item.nodeid)
-        found = Capability(self.session(), recipe, self.settings_of(item), judged)
+        accepted = partial(self._known.accepted, item.nodeid)
+        found = Capability(self.session(), recipe, self.settings_of(item), accepted)
         item.stash[_CHECK], item.stash[_SHOWN] = found, 0
         try:
             yield found
@@ -156,7 +150,7 @@ class Run:
                 failed=isinstance(error, AssertionError | pytest.fail.Exception),
                 broke_off="" if error is None else type(error).__name__,
             )
-            gates = [self._known.judged(item.nodeid, gate) for gate in gates]
+            gates = [self._known.accepted(item.nodeid, gate) for gate in gates]
             if report.when == "call":
                 excuse(report, gates, raised=error is not None)
             item.stash[_SHOWN] = len(check.gates)
@@ -197,14 +191,7 @@ class Run:
             place = self._config.rootpath / path
             path = os.path.relpath(place, self._config.invocation_params.dir)
         recipe = item.callspec.params["capability"]  # type: ignore[attr-defined]
-        words = ["pytest", f"--capcheck-model={self.settings.model}"]
-        words.append(f"--capcheck-compress={recipe}")
-        default = Settings()
-        for option in OPTIONS:
-            value = getattr(self.settings, option.name)
-            if option.name not in _NOT_AGAIN and value != getattr(default, option.name):
-                words.append(f"{option.flag}={value}")
-        return shlex.join([*words, f"{path}::{name}"])
+        return command(f"{path}::{name}", recipe, self.settings)
 
     def _bars(self) -> Progress:
         capture = self._config.pluginmanager.getplugin("capturemanager")

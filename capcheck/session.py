@@ -81,7 +81,7 @@ class Session:
         settings: Settings | None = None,
         record: Callable[[Gate], None] = lambda gate: None,
         allowed: Callable[[], None] = lambda: None,
-        judged: Callable[[Gate], Gate] = lambda gate: gate,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> Comparison:
         """Return the comparison of a task under a recipe with the dense model, or with `against`.
 
@@ -95,7 +95,7 @@ class Session:
             )
         reference = against if against is not None else Recipe()
         settings = settings or self.settings
-        trial = Trial(self, task, recipe, reference, settings, record, allowed, judged)
+        trial = Trial(self, task, recipe, reference, settings, record, allowed, accepted)
         return Comparison(task, str(recipe), trial, str(reference))
 
     def perplexity_task(self) -> Perplexity:
@@ -164,7 +164,10 @@ class Session:
                     if not control:
                         self._store.put({keys[i]: found[i] for i in some})
                     advance(len(some))
-        return [found[i] for i in range(len(items))]
+        whole = [found[i] for i in range(len(items))]
+        if self.saver is not None and not recipe and not control:
+            self.saver.note(task, items, whole)
+        return whole
 
     def declare(self, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
         """Take in what the dense model may be asked of a task, before it is asked the first item.
@@ -232,13 +235,13 @@ class Capability:
         session: Session,
         recipe: Recipe,
         settings: Settings,
-        judged: Callable[[Gate], Gate] = lambda gate: gate,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> None:
         self.recipe = recipe
         self.gates: list[Gate] = []
         self._session = session
         self._settings = settings
-        self._judged = judged  # what the run makes of a gate, such as a known loss
+        self._accepted = accepted  # what the run makes of a gate, such as a known loss
         self._open = True
 
     def __call__(self, task: Task, *, against: str | Recipe | None = None) -> Comparison:
@@ -257,7 +260,7 @@ class Capability:
             settings=self._settings,
             record=self._record,
             allowed=self._check_open,
-            judged=self._judged,
+            accepted=self._accepted,
         )
 
     @property

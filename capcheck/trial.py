@@ -39,7 +39,7 @@ class Trial:
         settings: the session's, or those a marker made stricter.
         record: is called with every gate.
         allowed: is called before anything is asked; raises where it is too late to ask.
-        judged: returns what the run makes of a gate, such as a known loss.
+        accepted: returns what the run makes of a gate, such as a known loss.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Trial:
         settings: Settings,
         record: Callable[[Gate], None],
         allowed: Callable[[], None] = lambda: None,
-        judged: Callable[[Gate], Gate] = lambda gate: gate,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> None:
         self._session = session
         self._task = task
@@ -60,7 +60,7 @@ class Trial:
         self._settings = settings
         self._record = record
         self._allowed = allowed
-        self._judged = judged
+        self._accepted = accepted
         self._items = task.load(settings.data)
         self._units = units_of(task, self._items, settings)
         # The chances of items yet to be asked too: they bound what can still come.
@@ -274,7 +274,7 @@ class Trial:
         return replace(gate, silent=is_silent(gate, self._settings))
 
     def _finish(self, gate: Gate) -> Gate:
-        gate = self.last_gate = self._judged(gate)
+        gate = self.last_gate = self._accepted(gate)
         self._record(gate)
         if gate.verdict is Verdict.VACUOUS:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
