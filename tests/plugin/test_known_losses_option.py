@@ -75,6 +75,15 @@ def test_a_known_loss_fails_nothing_and_is_shown(folder, known, more):
     assert sum(is_known for _, is_known in found.values()) == 1
 
 
+def test_what_else_reads_reports(folder, known):
+    file = folder.log / "junit.xml"
+    args = ("--xfail-tb", "-rA", f"--junitxml={file}", "--durations=3")
+    result = folder.run(LOST, KEPT, with_losses(known), *args)
+    assert result.ret == 0
+    assert 'failures="0" skipped="1"' in file.read_text()
+    assert "known loss: qa[wanda:0.5] retention &gt;= 0.9 is 0." in file.read_text()
+
+
 def test_a_known_loss_alone_shows_nothing(folder, known):
     folder.write("def test_qa(capability):\n    assert capability(QA).retention >= 0.9\n")
     result = folder.run(LOST, with_losses(known))
@@ -286,11 +295,27 @@ def test_a_file_is_written_the_same_every_time(folder):
     assert len(losses(file)) == 8
 
 
-def test_a_run_that_is_not_whole_writes_nothing(folder, known):
+@pytest.mark.parametrize("more", [(), ("-n1",)])
+def test_a_run_that_is_not_whole_writes_nothing(folder, known, more):
     old = known.read_text()
-    result = folder.run(LOST, KEPT, f"--capcheck-save-known-losses={known}", "-x")
-    assert result.ret == 1
-    result.stdout.fnmatch_lines([f"{known} was not written: the run is not whole, it was stopped*"])
+    save = (f"--capcheck-save-known-losses={known}", f"--capcheck-save-baseline={folder.log}/b")
+    result = folder.run(LOST, KEPT, *save, "-x", *more)
+    assert result.ret in (1, 2)
+    lines = [f"{path} was not written: the run is not whole*" for path in (folder.log / "b", known)]
+    result.stdout.fnmatch_lines(lines)
+    assert known.read_text() == old
+    assert not (folder.log / "b").exists()
+
+
+def test_a_full_disk_is_said_and_the_old_file_stays(folder, known, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    old = known.read_text()
+    monkeypatch.setattr("os.replace", full)
+    result = folder.run(LOST, with_losses(known), f"--capcheck-save-known-losses={known}")
+    assert result.ret == 4
+    result.stdout.fnmatch_lines([f"{known} could not be written: No space left on device"])
     assert known.read_text() == old
 
 
