@@ -30,10 +30,6 @@ _MAY_DIFFER = frozenset(
 )
 """Of what the dense model is known by, what may differ: how numbers are rounded, and the revision,
 which the weights' digest tells more exactly."""
-_OPTION = {
-    "dtype": "--capcheck-dtype={}",
-    "batch_tokens": "--capcheck-batch-tokens={}",
-}
 _LONG = 64  # characters of a request's part, as JSON, above which its digest stands in the file
 
 
@@ -141,8 +137,8 @@ class Baseline:
             f"{_value(identity.get(name))}"
             for name in differing
         ]
-        options = [_OPTION[name].format(then.get(name)) for name in differing if name in _OPTION]
-        remedy = f"give {' '.join(options)}, or " if len(options) == len(differing) else ""
+        options = [_option(name, then.get(name)) for name in differing]
+        remedy = f"give {' '.join(options)}, or " if all(options) else ""
         digests = {str(found.get("weights")).partition(":")[0] for found in (then, identity)}
         if "commit" in digests and len(digests) > 1:
             remedy = (
@@ -224,6 +220,13 @@ def _key(request: JSON) -> str:
 
 def _called(name: str) -> str:
     return {"weights": "the model", "chat": "the chat template"}.get(name, name)
+
+
+def _option(name: str, value: Any) -> str:
+    """Return the option that makes a run as the baseline was made; empty where none does."""
+    if name in ("dtype", "batch_tokens") and value is not None:
+        return f"--capcheck-{name.replace('_', '-')}={value}"
+    return "--capcheck-chat=off" if name == "chat" and value is False else ""
 
 
 def _value(value: Any) -> str:

@@ -131,8 +131,13 @@ def test_another_machine_may_be_used(folder, saved):
         ),
         ({"weights": "commit:11"}, {"weights": "blake2b:22"}, "name it alike on both machines"),
         ({"tokenizer": "a"}, {"tokenizer": "b"}, "tokenizer a, and this run uses b"),
-        ({"chat": False}, {"chat": "c"}, "the chat template none, and this run uses c"),
-        ({}, {"chat": "c"}, "the chat template none, and this run uses c"),
+        (
+            {"chat": False},
+            {"chat": "c"},
+            "the chat template none, and this run uses c; give --capcheck-chat=off, or make one",
+        ),
+        ({"chat": "c"}, {"chat": False}, "template c, and this run uses none; make one"),
+        ({}, {"chat": "c"}, "the chat template none, and this run uses c; make one"),
     ],
 )
 def test_another_model_or_setting_is_refused(folder, then, now, says):
@@ -143,6 +148,15 @@ def test_another_model_or_setting_is_refused(folder, then, now, says):
     (folder.log / "built").unlink()
     folder.refuses(KEPT, f"--capcheck-baseline={file}", says=says)
     assert not folder.lines("built")
+
+
+def test_declared_are_as_many_items_as_the_settings_allow(folder):
+    file = folder.log / "base.jsonl"
+    folder.run(KEPT, f"--capcheck-save-baseline={file}", "--capcheck-items=100")
+    assert [task["items"] for task in lines(file)[0]["tasks"]] == [100, 100, 40]
+    given = (KEPT, f"--capcheck-baseline={file}")
+    assert folder.run(*given, "--capcheck-items=100").ret == 0
+    folder.refuses(*given, "--capcheck-items=200", says=r"item '.*' \(and 99 more\) is not in the")
 
 
 def test_an_item_that_is_not_there(folder, saved):
