@@ -16,7 +16,7 @@ from capcheck.settings import Settings
 
 _NOT_AGAIN = (
     *("model", "compress", "calibration_seeds", "suite", "store_limit", "time_budget"),
-    *("json", "records", "save"),
+    *("json", "records", "save", "save_baseline", "save_known_losses"),
 )
 
 

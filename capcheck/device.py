@@ -86,15 +86,25 @@ class DeviceModels:
             batch_tokens=self._settings.batch_tokens,
             trust_remote_code=self._settings.trust_remote_code,
             chat=self._settings.chat,
+            models=self._held,
         )
+
+    @property
+    def _held(self) -> int:
+        """How many models of the dense one's size are held at a time."""
+        if self._settings.baseline is None:
+            return 2
+        # The dense model is asked nothing. It is loaded to be compressed, where that is wanted.
+        return int(not all(_checkpoint_of(recipe) for recipe in self._settings.compress))
 
     def _checkpoint(self, recipe: Recipe) -> loading.Prepared | None:
         """Return what a recipe loads in the dense model's place, looked at; None where nothing."""
         if recipe not in self._checkpoints:
-            named = [s.argument for s in recipe if s.signature.kind == "checkpoint"]
+            named = _checkpoint_of(recipe)
             self._checkpoints[recipe] = (
                 hub.prepare(
-                    str(named[0]),
+                    named,
+                    models=2 if self._settings.baseline is None else 1,
                     device=self._prepared.device,
                     dtype=self._prepared.dtype,
                     batch_tokens=self._settings.batch_tokens,
@@ -266,37 +276,41 @@ class DeviceModels:
     def _built(self, recipe: Recipe, control: bool) -> HFBackend:
         if control or not recipe:
             return self._loaded(control)
-        dense = self.backend(Recipe())
         # One compressed model at a time: the room of the last one is needed for this one.
         for label in [label for label in self._kept if label != "none"]:
             del self._kept[label]
         self._place(None)
         self._free()
         if (other := self._checkpoint(recipe)) is not None:
-            return self._ready(recipe, dense, other)
-        model = copy.deepcopy(dense.model).to(self._prepared.device)
+            return self._ready(recipe, other)
+        if self._settings.baseline is not None:
+            model = self._loaded(control=False).model  # nobody asks it
+        else:
+            model = self.backend(Recipe()).model
+            self._place(None)
+            model = copy.deepcopy(model).to(self._prepared.device)
         walks = sum(step.signature.kind != "cache" for step in recipe)
         blocks = self._prepared.empty.config.get_text_config().num_hidden_layers * walks
         with self._progress(f"compress [{recipe}]", blocks) as advance:
             found = calibrate.compress(
                 model,
                 recipe,
-                tokenizer=dense.tokenizer,
+                tokenizer=self._prepared.tokenizer,
                 data=self._settings.data,
                 in_place=True,
                 progress=lambda step, done, total: advance(1),
             )
         self._logs[recipe], self._grids[recipe] = found.log, found.grids
-        return dense.with_model(found.model, recipe=str(recipe))
+        return self._prepared.asking(found.model, recipe=str(recipe))
 
-    def _ready(self, recipe: Recipe, dense: HFBackend, other: loading.Prepared) -> HFBackend:
-        """Load what is compressed already; it is asked as the dense model is."""
+    def _ready(self, recipe: Recipe, other: loading.Prepared) -> HFBackend:
+        """Load what is compressed already; it is asked as dense is, which need not be loaded."""
         started = time.perf_counter()
         log = ready.log_of(str(recipe), self._prepared, other, ready.belongs(self._prepared, other))
         model = other.load().model
         log.seconds = time.perf_counter() - started
         self._logs[recipe] = log
-        return dense.with_model(model, recipe=str(recipe))
+        return self._prepared.asking(model, recipe=str(recipe))
 
     def _loaded(self, control: bool) -> HFBackend:
         if not control:
@@ -328,6 +342,11 @@ class DeviceModels:
 def _control_tokens(batch_tokens: int) -> int:
     """Return the batches of the control: others, so that it shows what batching alone changes."""
     return max(1, batch_tokens // 3)
+
+
+def _checkpoint_of(recipe: Recipe) -> str | None:
+    """Return the checkpoint that a recipe loads, or None where it is applied to the dense model."""
+    return next((str(s.argument) for s in recipe if s.signature.kind == "checkpoint"), None)
 
 
 def _code_digest(parts: Sequence[str]) -> str:

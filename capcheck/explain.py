@@ -12,7 +12,8 @@ _WIDTH = 60
 def headline(gate: Gate) -> str:
     """Return one line: the task, the claim and what became of it."""
     said = "no broken item that matters" if gate.claim.metric == "items" else str(gate.claim)
-    return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}"
+    known = ", a known loss" if gate.known else ""
+    return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}{known}"
 
 
 def explain(gate: Gate, *, command: str = "") -> list[str]:
@@ -29,7 +30,7 @@ def figures(gate: Gate) -> list[str]:
     """Return what became of a gate, in numbers: what a failing assert says."""
     reference = "dense" if gate.against == "none" else gate.against
     lines = [headline(gate)]
-    if gate.reason and gate.verdict in (Verdict.VACUOUS, Verdict.UNDECIDED):
+    if gate.reason:
         lines.append(f"  why         {gate.reason}")
     if gate.dense is not None and gate.compressed is not None:
         names = "perplexity" if gate.claim.metric == "ratio" else "score"

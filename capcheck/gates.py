@@ -44,7 +44,8 @@ def settled(
     failing = {Verdict.DEGRADED, Verdict.VACUOUS}
     if settings.undecided == "fail":
         failing.add(Verdict.UNDECIDED)
-    elsewhere = any(gate.verdict in failing and gate.reason != PENDING for gate in gates)
+    failed_at = [gate for gate in gates if gate.verdict in failing and not gate.known]
+    elsewhere = any(gate.reason != PENDING for gate in failed_at)
     if not broke_off:
         verdict, reason = Verdict.RETAINED, ""
     elif not failed:

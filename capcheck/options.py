@@ -175,6 +175,13 @@ def _output(text: str) -> Path:
     return path
 
 
+def _input(text: str) -> Path:
+    path = _path(text).absolute()
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
 def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -264,6 +271,22 @@ OPTIONS: tuple[Option, ...] = (
         "save", _path, "DIR", "none",
         "write the compressed model to a new folder if the run ends with code 0; for one recipe",
         path=True,
+    ),
+    Option(
+        "baseline", _input, "FILE", "none",
+        "read what the dense model replies from a file, and ask it nothing", path=True,
+    ),
+    Option(
+        "save_baseline", _output, "FILE", "none",
+        "ask the dense model every item, and write its replies for another machine", path=True,
+    ),
+    Option(
+        "known_losses", _input, "FILE", "none",
+        "degraded gates that are accepted: they fail only where more is lost", path=True,
+    ),
+    Option(
+        "save_known_losses", _output, "FILE", "none",
+        "write the degraded gates of this run as known losses", path=True,
     ),
     Option(
         "plan", _switch, "BOOL", "false",

@@ -77,6 +77,7 @@ class Planner(Session):
         settings: Settings | None = None,
         record: Callable[[Gate], None] = lambda gate: None,
         allowed: Callable[[], None] = lambda: None,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> Comparison:
         """Return a comparison whose gates all hold; errors are those of `Session.compare`."""
         self._check_task(task)

@@ -133,6 +133,8 @@ class Gate:
         seconds: wall time that the gate took.
         confidence: of the verdict and of each bound; a marker may have raised it.
         examples: the first items that broke, with both answers.
+        broken_items: the ids of all that broke, for the metric `items`.
+        known: the gate is degraded, and in the file of known losses.
     """
 
     task: str
@@ -155,6 +157,8 @@ class Gate:
     seconds: float = 0.0
     confidence: float = 0.95
     examples: tuple[Flip, ...] = ()
+    broken_items: tuple[str, ...] = ()
+    known: bool = False
 
     def to_json(self) -> JSON:
         """Return the gate as the JSON report holds it, but for the test's id."""
@@ -173,6 +177,7 @@ class Gate:
             else None,
             "items": {"used": self.used, "available": self.available},
             "broken": self.broken,
+            "broken_items": list(self.broken_items),
             "fixed": self.fixed,
             "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
             "confidence": self.confidence,
@@ -183,6 +188,7 @@ class Gate:
             if self.perplexity is not None
             else None,
             "silent_damage": self.silent,
+            "known": self.known,
             "seconds": round(self.seconds, 3),
         }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 
 from capcheck.about import about, command
 from capcheck.backends import Models
+from capcheck.baseline import Baseline, check_settings
+from capcheck.baseline_writer import Saved, Saver
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
+from capcheck.known import KnownLosses, excuse
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
@@ -58,6 +62,10 @@ class Run:
         # Nothing runs under --collect-only and the like, so nothing can be shown.
         looking = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
         self._only_shown = any(config.getoption(name, False) for name in looking)
+        check_settings(settings)
+        self._baseline = Baseline(settings.baseline) if settings.baseline is not None else None
+        self._saved = Saved()
+        self._known = KnownLosses(settings.known_losses)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._bars()
@@ -68,6 +76,9 @@ class Run:
             self._models.check(settings.compress)
             _check_text(settings)
             self._results.run = about(self._models, settings)
+            if self._baseline is not None:
+                self._baseline.check(self._models.identity(Recipe()))
+                self._results.run["baseline"] = self._baseline.to_json()
         folder = settings.store if settings.store is not None else default_folder()
         self._store = Store(None if str(folder) == "none" else folder, settings.store_limit)
 
@@ -81,6 +92,8 @@ class Run:
         """Return the session, opened when the first test needs it."""
         if self._session is None:
             self._session = Session(self.settings, self._models, self._store, self._bars())
+            self._session.baseline = self._baseline
+            self._session.saver = Saver() if self.settings.save_baseline is not None else None
         return self._session
 
     def settings_of(self, item: pytest.Item) -> Settings:
@@ -110,7 +123,8 @@ class Run:
     @contextmanager
     def test(self, item: pytest.Item, recipe: Recipe) -> Iterator[Capability]:
         """Give a test its `capability` for as long as it runs."""
-        found = Capability(self.session(), recipe, self.settings_of(item))
+        accepted = partial(self._known.accepted, item.nodeid)
+        found = Capability(self.session(), recipe, self.settings_of(item), accepted)
         item.stash[_CHECK], item.stash[_SHOWN] = found, 0
         try:
             yield found
@@ -146,10 +160,15 @@ class Run:
                 failed=isinstance(error, AssertionError | pytest.fail.Exception),
                 broke_off="" if error is None else type(error).__name__,
             )
+            gates = [self._known.accepted(item.nodeid, gate) for gate in gates]
+            if report.when == "call":
+                excuse(report, gates, raised=error is not None)
             item.stash[_SHOWN] = len(check.gates)
             found["gates"] = [gate.to_json() for gate in gates]
             found["records"] = [record.to_json() for record in self.session().records]
             self.session().records.clear()
+            if (saver := self.session().saver) is not None:
+                found["dense"] = saver.sent()
             if report.failed:
                 self._add_section(item, report, gates)
         if report.when == "teardown" and _LOGS in item.stash:
@@ -213,7 +232,9 @@ class Run:
         found = loads(text)
         self._results.run["checks"] = found["among"]
         self._results.add(report.nodeid, found)
-        lost = any(gate["verdict"] == "degraded" for gate in found.get("gates", ()))
+        self._saved.take(found.get("dense"))
+        gates = found.get("gates", ())
+        lost = any(gate["verdict"] == "degraded" and not gate["known"] for gate in gates)
         if lost and not report.failed and not hasattr(report, "wasxfail"):
             self._unheeded.append(report.nodeid)
 
@@ -232,16 +253,35 @@ class Run:
         code = self._exit_code(int(session.exitstatus))
         if self.settings.save is not None and not self._only_shown:
             self._save(self.settings.save, code)
-        for write, path in (
-            (json.write, self.settings.json),
-            (json.write_records, self.settings.records),
-        ):
-            try:
-                if path is not None:
-                    write(self._results, path)
-            except OSError as error:
-                self._unwritten.append(f"{path} could not be written: {error.strerror}")
+        self._write(self.settings.json, partial(json.write, self._results))
+        self._write(self.settings.records, partial(json.write_records, self._results))
+        early = bool(session.shouldfail or session.shouldstop)
+        self._keep(self._exit_code(int(session.exitstatus)), early=early)
         session.exitstatus = self._exit_code(int(session.exitstatus))
+
+    def _write(self, path: Path | None, write: Callable[[Path], str | None]) -> None:
+        """Write a file that was asked for, or say why it cannot be."""
+        try:
+            if path is not None and (note := write(path)):
+                self._notes.append(note)
+        except (OSError, UsageError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._unwritten.append(f"{path} could not be written: {why}")
+
+    def _keep(self, code: int, *, early: bool) -> None:
+        """Write what later runs start from, where this one went to its end."""
+        identity = partial(self._models.identity, Recipe())
+        for path, write in (
+            (self.settings.save_baseline, partial(self._saved.write, self._results, identity)),
+            (self.settings.save_known_losses, partial(self._known.write, self._results)),
+        ):
+            if path is None or self._only_shown:
+                continue
+            if early or code not in (0, 1, 5):
+                why = "it was stopped early" if early else f"it ends with code {code}"
+                self._notes.append(f"{path} was not written: the run is not whole, {why}")
+                continue
+            self._write(path, write)
 
     def _save(self, folder: Path, code: int) -> None:
         """Write the compressed model, where the run found nothing wrong with it."""
@@ -306,6 +346,7 @@ class Run:
             f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
             for nodeid in self._unheeded
         ]
+        lines += self._known.notes(self._results.checks)
         if not self._results.count("retained") and code in (0, 5):
             what = "had the evidence to be retained" if self._results.checks else "was decided"
             lines.append(f"no gate {what}: the run shows nothing (code 5)")

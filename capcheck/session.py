@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
 from capcheck.backends import Backend, Models
+from capcheck.baseline import Baseline
+from capcheck.baseline_writer import Saver
 from capcheck.comparison import Comparison
 from capcheck.errors import (
     ModelError,
@@ -19,6 +21,7 @@ from capcheck.errors import (
     UsageError,
 )
 from capcheck.recipe import Recipe
+from capcheck.record import Record
 from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
 from capcheck.settings import Settings
@@ -48,29 +51,6 @@ def silent(label: str, total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda done: None)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One item with both answers, as `--capcheck-records` writes it."""
-
-    task: str
-    recipe: str
-    against: str
-    item: str
-    dense: Score
-    compressed: Score
-
-    def to_json(self) -> JSON:
-        """Return the record as a JSON object."""
-        return {
-            "task": self.task,
-            "recipe": self.recipe,
-            "against": self.against,
-            "item": self.item,
-            "dense": {"score": self.dense.value, "answer": self.dense.text},
-            "compressed": {"score": self.compressed.value, "answer": self.compressed.text},
-        }
-
-
 class Session:
     """Asks models, reads and writes the store, and makes comparisons.
 
@@ -79,7 +59,14 @@ class Session:
         models: gives the back ends.
         store: where replies are kept.
         progress: shows long work.
+
+    Attributes:
+        baseline: where dense replies are read from, in place of asking the dense model.
+        saver: keeps dense replies, to be saved as a baseline.
     """
+
+    baseline: Baseline | None = None
+    saver: Saver | None = None
 
     def __init__(
         self, settings: Settings, models: Models, store: Store, progress: Progress = silent
@@ -103,6 +90,7 @@ class Session:
         settings: Settings | None = None,
         record: Callable[[Gate], None] = lambda gate: None,
         allowed: Callable[[], None] = lambda: None,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> Comparison:
         """Return the comparison of a task under a recipe with the dense model, or with `against`.
 
@@ -111,7 +99,8 @@ class Session:
         """
         self._check_task(task)
         reference = against if against is not None else Recipe()
-        trial = Trial(self, task, recipe, reference, settings or self.settings, record, allowed)
+        settings = settings or self.settings
+        trial = Trial(self, task, recipe, reference, settings, record, allowed, accepted)
         return Comparison(task, str(recipe), trial, str(reference))
 
     def _check_task(self, task: object) -> None:
@@ -158,6 +147,8 @@ class Session:
         """
         if not items:
             return []
+        if self.baseline is not None and not recipe and not control:
+            return self.baseline.replies(task, items)
         found: dict[int, JSON] = {}
         keys: list[str] = []
         if not control:
@@ -192,11 +183,28 @@ class Session:
                     if not control:
                         self._store.put({keys[i]: found[i] for i in some})
                     advance(len(some))
-        return [found[i] for i in range(len(items))]
+        whole = [found[i] for i in range(len(items))]
+        if self.saver is not None and not recipe and not control:
+            self.saver.note(task, items, whole)
+        return whole
+
+    def declare(self, task: Task, rounds: Sequence[Sequence[Item]]) -> None:
+        """Take in what the dense model may be asked of a task, before it is asked the first item.
+
+        Raises:
+            UsageError: the baseline has not all of it.
+            OutOfTimeError: all of it is to be saved, and the time budget is spent.
+        """
+        if self.baseline is not None:
+            self.baseline.declare(self, task, [item for items in rounds for item in items])
+        if self.saver is not None:
+            self.saver.ask(self, task, rounds)
 
     def _halve(self, label: str, error: str) -> NoReturn:
         """Go on with smaller batches, for all models, where that can help."""
-        tokens = self.models.smaller_batches()
+        # A baseline has the batches of one size alone.
+        fixed = self.baseline is not None or self.saver is not None
+        tokens = None if fixed else self.models.smaller_batches()
         if tokens is None:
             raise ModelError(f"{label}: {error}") from None
         warnings.warn(
@@ -267,11 +275,18 @@ class Capability:
         gates: the gates of this test so far.
     """
 
-    def __init__(self, session: Session, recipe: Recipe, settings: Settings) -> None:
+    def __init__(
+        self,
+        session: Session,
+        recipe: Recipe,
+        settings: Settings,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
+    ) -> None:
         self.recipe = recipe
         self.gates: list[Gate] = []
         self._session = session
         self._settings = settings
+        self._accepted = accepted  # what the run makes of a gate, such as a known loss
         self._open = True
 
     def __call__(self, task: Task, *, against: str | Recipe | None = None) -> Comparison:
@@ -290,6 +305,7 @@ class Capability:
             settings=self._settings,
             record=self._record,
             allowed=self._check_open,
+            accepted=self._accepted,
         )
 
     @property

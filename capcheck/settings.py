@@ -40,6 +40,10 @@ class Settings:
     json: Path | None = None
     records: Path | None = None
     save: Path | None = None
+    baseline: Path | None = None
+    save_baseline: Path | None = None
+    known_losses: Path | None = None
+    save_known_losses: Path | None = None
     plan: bool = False
     gates: int = 1
     """How many checks the run holds: not an option, but counted when they are collected."""
@@ -152,7 +156,7 @@ def resolve(given: Mapping[str, Given]) -> Settings:
             raise UsageError(f"{given['compress'].where}: the recipe {recipe} is given twice")
     if recipes:
         values["compress"] = tuple(recipes)
-    for name in ("save", "records"):
+    for name in ("save", "records", "save_baseline", "save_known_losses"):
         if values.get("plan") and name in values:
             raise UsageError(
                 f"{given['plan'].where} asks no model, so that there is nothing for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ class Trial:
         settings: the session's, or those a marker made stricter.
         record: is called with every gate.
         allowed: is called before anything is asked; raises where it is too late to ask.
+        accepted: returns what the run makes of a gate, such as a known loss.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trial:
         settings: Settings,
         record: Callable[[Gate], None],
         allowed: Callable[[], None] = lambda: None,
+        accepted: Callable[[Gate], Gate] = lambda gate: gate,
     ) -> None:
         self._session = session
         self._task = task
@@ -57,11 +60,13 @@ class Trial:
         self._settings = settings
         self._record = record
         self._allowed = allowed
+        self._accepted = accepted
         self._items = task.load(settings.data)
         self._units = units_of(task, self._items, settings)
         # The chances of items yet to be asked too: they bound what can still come.
         self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
         self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
+        self._declared = bool(against)  # a compressed reference is in no baseline
         self.last_gate: Gate | None = None
 
     def decide(self, claim: Claim) -> bool:
@@ -69,10 +74,10 @@ class Trial:
         started = time.monotonic()
         gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
         gate = self._beside(replace(gate, seconds=time.monotonic() - started))
-        self._finish(gate)
+        gate = self._finish(gate)
         if gate.verdict is Verdict.UNDECIDED:
             return self._settings.undecided == "hold"
-        return gate.verdict is Verdict.RETAINED
+        return gate.verdict is Verdict.RETAINED or gate.known
 
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
@@ -92,8 +97,10 @@ class Trial:
             self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
         gate = self._beside(gate)
-        self._finish(replace(gate, seconds=time.monotonic() - started))
-        return self._flips(asked)[0]
+        flips = self._flips(asked)[0]
+        ids = tuple(flip.item.id for flip in flips)
+        self._finish(replace(gate, broken_items=ids, seconds=time.monotonic() - started))
+        return flips
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
@@ -264,11 +271,12 @@ class Trial:
         gate = replace(gate, perplexity=ratio)
         return replace(gate, silent=is_silent(gate, self._settings))
 
-    def _finish(self, gate: Gate) -> None:
-        self.last_gate = gate
+    def _finish(self, gate: Gate) -> Gate:
+        gate = self.last_gate = self._accepted(gate)
         self._record(gate)
         if gate.verdict is Verdict.VACUOUS:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
+        return gate
 
     # Items and scores
 
@@ -287,6 +295,7 @@ class Trial:
 
     def _ask_once(self, units: int, side: int | None) -> list[int]:
         self._allowed()
+        self._declare()
         asked = [i for unit in self._units[:units] for i in unit]
         for which in (0, 1) if side is None else (side,):
             scores = self._scores[which]
@@ -304,6 +313,18 @@ class Trial:
                         self._task, self._items[i], recipe, self._against, *sides
                     )
         return asked
+
+    def _declare(self) -> None:
+        """Say, once, what the dense model may be asked at most, and in what rounds."""
+        if self._declared:
+            return
+        self._declared = True
+        at_once = self._settings.items == "all" or "ratio" in self._task.metrics
+        looks = looks_of(len(self._units), all_at_once=at_once)
+        rounds = [self._units[a:b] for a, b in itertools.pairwise([0, *looks])]
+        self._session.declare(
+            self._task, [[self._items[i] for unit in units for i in unit] for units in rounds]
+        )
 
     def _ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
         """Ask the reference alone, a look at a time: in the batches that the other side will see.

@@ -17,6 +17,7 @@ from tests.test_layering import TORCH
 from tests.tiny import save, tiny_model, tiny_tokenizer
 
 TEXTS = [{"text": f"The cat {i} sat on the mat and looked at the old dog."} for i in range(40)]
+RECIPES = (Recipe.parse("magnitude:0.5"), Recipe.parse("rtn:4"))
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,31 @@ def test_the_store_knows_all_code_that_compresses():
     parts = {part.removesuffix(".py") for part in device._COMPRESSING}
     assert {name.removesuffix(".*") for name in TORCH} - {"device", "saving"} <= parts
     assert all((Path(device.__file__).parent / part).exists() for part in device._COMPRESSING)
+
+
+def test_with_a_baseline_one_model_is_held(folder, tmp_path, monkeypatch):
+    """The dense model is loaded to be compressed in place, and each recipe starts from it anew."""
+    held = []
+    monkeypatch.setattr(device.hub, "check_memory", lambda *args: held.append(args[-1]))
+    usual, alone = models(folder), models(folder, baseline=tmp_path, compress=RECIPES)
+    pairs = [("The cat sat on the mat and", " looked at the old dog")]
+    for recipe in RECIPES:
+        assert alone.backend(recipe).loglik(pairs) == usual.backend(recipe).loglik(pairs)
+        assert alone.backend(recipe).identity == usual.backend(recipe).identity
+        assert list(alone._kept) == [str(recipe)]
+    assert sorted(held) == [1, 2]
+    for made in (usual, alone):
+        made.close()
+
+
+def test_with_a_baseline_a_checkpoint_needs_no_dense_weights(folder, tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(device.hub, "check_memory", lambda *args: held.append(args[-1]))
+    other = save(tmp_path / "other", tiny_model("llama", seed=3), tiny_tokenizer())
+    recipe = Recipe.parse(f"load:'{other}'")
+    asked = models(folder, baseline=tmp_path, compress=(recipe,))
+    asked.check([recipe])
+    asked.backend(recipe)
+    assert held == [0, 1]
+    assert list(asked._kept) == [str(recipe)]
+    asked.close()

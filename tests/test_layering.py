@@ -29,6 +29,10 @@ LEVELS = (
         "plan",
         "planned",
         "speed",
+        "baseline",
+        "baseline_writer",
+        "record",
+        "known",
     ),
     (
         "device",

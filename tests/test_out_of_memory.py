@@ -25,8 +25,7 @@ TASK = choices(ROWS, name="words")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
+def folder(tmp_path):
     return save(tmp_path / "model", tiny_model("llama"), tiny_tokenizer())
 
 

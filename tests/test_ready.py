@@ -31,12 +31,6 @@ def pruned(tmp_path_factory):
     return save(tmp_path_factory.mktemp("pruned"), model, tiny_tokenizer())
 
 
-@pytest.fixture(autouse=True)
-def _no_turns(monkeypatch):
-    """Models made here are no run's: they neither wait for one nor keep the device from it."""
-    monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
-
-
 def models(dense):
     return DeviceModels(Settings(model=str(dense), device="cpu", dtype="float32"))
 

@@ -13,6 +13,7 @@ CHECK = {
     "compressed": 0.4, "estimate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 128},
     "items": {"used": 128, "available": 400}, "broken": 40, "fixed": 2, "needed": None,
     "perplexity_ratio": 1.01, "perplexity_bounds": [1.0, 1.02], "silent_damage": True,
+    "known": False,
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
@@ -162,3 +163,10 @@ def test_a_gate_at_its_threshold_is_not_told_to_ask_more():
     check = {**CHECK, "verdict": "undecided", "silent_damage": False, "needed": 900_000}
     assert "lies at its threshold" in shown(check)
     assert "would take about 500 items" in shown({**check, "needed": 500})
+
+
+def test_a_known_loss_is_counted_as_one():
+    text = shown(CHECK, {**CHECK, "known": True, "silent_damage": False, "task": "other"})
+    (line,) = [line for line in text.splitlines() if line.startswith("other")]
+    assert line.rstrip().endswith("degraded, known")
+    assert "2 gates: 2 degraded (1 known)" in text

@@ -35,11 +35,6 @@ PACKED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_turns(monkeypatch):
-    monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
-
-
 def compressed(recipe, name="llama", dtype=torch.float32, **changes):
     model = tiny_model(name, **changes)
     if dtype != torch.float32:  # as loading does it: rotary angles stay in 32 bits

@@ -175,11 +175,13 @@ def prepare(
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
     chat: Wanted = "auto",
+    models: int = 2,
 ) -> Prepared:
     """Do everything that `load` does but reading the weights; takes and raises what it does.
 
-    What is returned knows the tokenizer, the model's context and the identity that the back end
-    will have, and loads the model when asked.
+    `models` is how many models are held at a time, for which there must be memory. What is returned
+    knows the tokenizer, the model's context and the identity that the back end will have, and loads
+    the model when asked.
     """
     info = inspect(name, revision, trust_remote_code=trust_remote_code)
     # Here, so that looking at a model costs no torch.
@@ -189,7 +191,7 @@ def prepare(
     device = loading.choose_device(device)
     dtype = loading.choose_dtype(dtype, info.dtype, device)
     tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
-    check_memory(info, dtype, device, tokens)
+    check_memory(info, dtype, device, tokens, models)
     prepared = loading.Prepared(info, device, dtype, tokens, trust_remote_code, chat)
     if chat == "on":
         _ = prepared.chat  # that there is one is known now

@@ -93,11 +93,20 @@ class Prepared:
         info = fetch(self.info, weights=True, trust_remote_code=self.trust_remote_code)
         assert info.folder is not None
         model = read_model(info.name, info.folder, self.device, self.dtype, self.trust_remote_code)
+        return self.asking(model)
+
+    def asking(self, model: Any, **identity: Any) -> HFBackend:
+        """Return a back end that asks a model just as this one is asked when it is loaded.
+
+        Args:
+            model: the model; same tokenizer.
+            identity: what tells it from this one, such as `recipe="wanda:0.5"`.
+        """
         return HFBackend(
             model,
             self.tokenizer,
             batch_tokens=self.batch_tokens,
-            identity=self._origin,
+            identity={**self._origin, **identity},
             chat=self.chat,
         )
 

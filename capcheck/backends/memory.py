@@ -71,10 +71,17 @@ def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     return Memory(weights, batch_tokens * per_token + LOGITS)
 
 
-def check_memory(info: Sized, dtype: str, device: str, batch_tokens: int) -> Memory:
+def check_memory(
+    info: Sized, dtype: str, device: str, batch_tokens: int, models: int = 2
+) -> Memory:
     """Compare what is needed with what is free, on the host and on a CUDA device.
 
     On a CUDA device one model is on the device at a time and the other waits on the host.
+
+    Args:
+        info, dtype, batch_tokens: as for `memory_needed`.
+        device: where the models are to be.
+        models: how many are held at a time: dense and compressed, one alone, or none.
 
     Raises:
         ModelError: it will not fit.
@@ -82,11 +89,15 @@ def check_memory(info: Sized, dtype: str, device: str, batch_tokens: int) -> Mem
     need = memory_needed(info, dtype, batch_tokens)
     smaller = "" if DTYPE_BYTES[dtype] == 2 else "load it in bfloat16 (--capcheck-dtype=bfloat16), "
     remedy = f"{smaller}lower --capcheck-batch-tokens, or use a smaller model or a larger machine"
-    host = need.total
+    if not models:
+        return need
+    what = "dense, compressed" if models > 1 else "one model"
+    host = models * need.weights + need.working
     if device.startswith("cuda"):
-        host = 2 * need.weights  # dense parked, and the copy that is about to be compressed
-        _compare(info.name, dtype, need.weights + need.working, free_cuda(device), device, remedy)
-    _compare(info.name, dtype, host, free_host(), "this machine", remedy)
+        host -= need.working  # dense parked, and the copy that is about to be compressed
+        one, free = need.weights + need.working, free_cuda(device)
+        _compare(info.name, dtype, one, free, device, what, remedy)
+    _compare(info.name, dtype, host, free_host(), "this machine", what, remedy)
     return need
 
 
@@ -111,10 +122,12 @@ def free_cuda(device: str) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def _compare(name: str, dtype: str, need: int, free: int, where: str, remedy: str) -> None:
+def _compare(
+    name: str, dtype: str, need: int, free: int, where: str, what: str, remedy: str
+) -> None:
     if need > free:
         raise ModelError(
-            f"{name} in {dtype} needs about {need / 2**30:.1f} GiB on {where} (dense, compressed "
+            f"{name} in {dtype} needs about {need / 2**30:.1f} GiB on {where} ({what} "
             f"and working memory), but {free / 2**30:.1f} GiB are free; {remedy}"
         )
 

@@ -41,17 +41,18 @@ def document(results: Results) -> JSON:
 
 def write(results: Results, path: Path) -> None:
     """Write the report, whole or not at all."""
-    _write(path, json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_records(results: Results, path: Path) -> None:
     """Write the records, a JSON object a line, whole or not at all."""
     order = sorted(results.records, key=lambda r: (r["recipe"], r["task"], r["item"]))
     lines = dict.fromkeys(json.dumps(_clean(record), ensure_ascii=False) for record in order)
-    _write(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         # Half a surrogate pair becomes \udXXX, which is how JSON writes it.

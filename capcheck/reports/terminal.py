@@ -31,6 +31,8 @@ def render(results: Results, *, width: int, color: bool) -> str:
     run = results.run
     if run:
         console.print(Text(about(run)))
+        if kept := run.get("baseline"):
+            console.print(Text(_baseline(kept, run["versions"])))
         if sent := run.get("model", {}).get("chat"):
             console.print(Text(f"prompts are sent as {sent!r}"))
     for log in results.compression.values():
@@ -59,6 +61,22 @@ def about(run: JSON) -> str:
     model = run.get("model", {})
     found = [f"{key} {model[key]}" for key in ("device", "dtype", "revision") if model.get(key)]
     return f"model {model.get('name', '')}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _baseline(kept: JSON, here: JSON) -> str:
+    """Return where the dense scores come from."""
+    made = kept["made"]
+    then = made.get("versions", {})
+    names = [name for name in ("torch", "transformers", "capcheck") if name in then]
+    versions = ", ".join(
+        f"{name} {then[name]}" + (f" (here {here[name]})" if here.get(name) != then[name] else "")
+        for name in names
+    )
+    place = " ".join(filter(None, (made.get("device"), made.get("device_name"))))
+    return (
+        f"dense scores from {kept['file']}, made on {place} ({made.get('system')}) with "
+        f"{versions}: another machine may round otherwise"
+    )
 
 
 _SHOWN = 5
@@ -146,7 +164,8 @@ _COLUMNS = (
 
 def _row(check: JSON) -> dict[str, str | Text]:
     verdict = check["verdict"]
-    text = "degraded, silent" if check["silent_damage"] else verdict
+    silent, known = check["silent_damage"], check["known"]
+    text = verdict + (", silent" if silent else "") + (", known" if known else "")
     return {
         "task": check["task"] + ("" if check["against"] == "none" else f" / {check['against']}"),
         "recipe": check["recipe"],
@@ -156,7 +175,7 @@ def _row(check: JSON) -> dict[str, str | Text]:
         "gate": _gate(check),
         "items": f"{check['items']['used']}/{check['items']['available']}",
         "flips": _flips(check),
-        "verdict": Text(text, style=_STYLE[verdict]),
+        "verdict": Text(text, style="yellow" if known else _STYLE[verdict]),
     }
 
 
@@ -216,7 +235,12 @@ def _notes(results: Results) -> list[str]:
             + (", the noise floor of every comparison above" if flips else "")
         )
     lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
-    counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
+    known = sum(check["known"] for check in results.checks)
+    counts = [
+        f"{results.count(v)} {v}" + (f" ({known} known)" if known and v == "degraded" else "")
+        for v in _STYLE
+        if results.count(v)
+    ]
     if counts:
         total = len(results.checks)
         lines.append(f"{total} gate{'s' if total != 1 else ''}: {', '.join(counts)}")

@@ -156,6 +156,18 @@ def test_too_little_memory_says_what_to_do(monkeypatch):
     refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "on cuda:0")
 
 
+def test_memory_for_one_model_or_none(monkeypatch):
+    monkeypatch.setattr(memory, "free_host", lambda: 20 * 2**30)
+    monkeypatch.setattr(memory, "free_cuda", lambda device: 20 * 2**30)
+    for place in ("cpu", "cuda:0"):
+        with pytest.raises(ModelError, match="on this machine"):
+            memory.check_memory(LLAMA_8B, "bfloat16", place, 4096)
+        memory.check_memory(LLAMA_8B, "bfloat16", place, 4096, 1)
+    text = refused(lambda: memory.check_memory(LLAMA_8B, "float32", "cpu", 4096, 1), "big in")
+    assert "(one model and working memory)" in text
+    memory.check_memory(LLAMA_8B, "float32", "cpu", 4096, 0)
+
+
 def test_memory_is_checked_before_loading(whole, monkeypatch):
     monkeypatch.setattr(memory, "free_host", lambda: 2**20)
     refused(lambda: load(str(whole), device="cpu"), "GiB are free")

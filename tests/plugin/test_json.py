@@ -9,7 +9,8 @@ from capcheck.options import OPTIONS
 CHECK = {
     "nodeid", "task", "recipe", "against", "metric", "threshold", "verdict", "dense", "compressed",
     "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason",
-    "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence",
+    "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence", "known",
+    "broken_items",
 }  # fmt: skip
 LOG = {
     "recipe",

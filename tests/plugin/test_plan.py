@@ -64,7 +64,7 @@ def test_every_gate_is_planned_and_no_model_is_asked(folder):
 def test_what_could_be_found_and_what_is_needed(folder):
     folder.write(METRICS)
     first, drop, broken, pick, ratio = plan(folder)["gates"]
-    looks = (64, 128, 256, 400)
+    looks = (64, 96, 128, 192, 256, 384, 400)
     for gate, chance in [(first, 0.0), (drop, 0.0), (pick, 0.5)]:
         claim, assumed = Claim(gate["metric"], gate["threshold"]), Assumed(0.7, (chance,) * 3)
         margin = 0.05 if gate is drop else 0.01
@@ -81,7 +81,7 @@ def test_all_checks_of_the_run_share_the_error(folder):
         "def test_it(capability, n):\n    assert capability(QA).retention >= 0.9\n"
     )
     gate = plan(folder)["gates"][0]
-    claim, looks = Claim("retention", 0.9), (64, 128, 256, 400)
+    claim, looks = Claim("retention", 0.9), (64, 96, 128, 192, 256, 384, 400)
     assert gate["smallest_loss"] == smallest_loss(claim, Assumed(0.7), looks, gates=9)
     assert gate["smallest_loss"] > smallest_loss(claim, Assumed(0.7), looks)
     assert any(
@@ -98,7 +98,9 @@ def test_the_settings_and_markers_of_a_run_count(folder):
     assert gate["items"] == {"asked": 100, "available": 400, "units": 100}
     assert gate["confidence"] == 0.99
     claim = Claim("retention", 0.9)
-    assert gate["smallest_loss"] == smallest_loss(claim, Assumed(0.7), (64, 100), alpha=1 - 0.99)
+    assert gate["smallest_loss"] == smallest_loss(
+        claim, Assumed(0.7), (64, 96, 100), alpha=1 - 0.99
+    )
     (gate,) = plan(folder, RECIPE, "--capcheck-items=all")["gates"]
     assert gate["smallest_loss"] == smallest_loss(claim, Assumed(0.7), (400,), alpha=1 - 0.99)
 
@@ -112,7 +114,7 @@ def test_clusters_are_units(folder):
     (gate,) = plan(folder)["gates"]
     assert gate["items"] == {"asked": 400, "available": 400, "units": 100}
     claim = Claim("retention", 0.9)
-    assert gate["smallest_loss"] == smallest_loss(claim, Assumed(0.7), (64, 100))
+    assert gate["smallest_loss"] == smallest_loss(claim, Assumed(0.7), (64, 96, 100))
     assert gate["needed"] == 4 * units_to_retain(claim, Assumed(0.7))
     assert any(" 400 (100 units) " in line for line in lines(folder.run(RECIPE, PLAN)))
 
@@ -125,7 +127,9 @@ def test_the_summary_and_the_exit_code(folder, how, monkeypatch):
     assert result.ret == 0
     result.assert_outcomes(passed=2, deselected=1)
     said = lines(result)
-    loss = smallest_loss(Claim("retention", 0.9), Assumed(0.7), (64, 128, 256, 400), gates=2)
+    loss = smallest_loss(
+        Claim("retention", 0.9), Assumed(0.7), (64, 96, 128, 192, 256, 384, 400), gates=2
+    )
     row = f"qa wanda:0.5 retention >= 0.9 400 up to 32 tokens 0.70 assumed {loss:.3f} 53 not known"
     assert row in said
     assert any(line.startswith("pick wanda:0.5 drop <= 0.1 400 2 choices 0.70") for line in said)
@@ -177,7 +181,7 @@ def test_what_the_store_knows(folder):
     assert 0.85 < gate["dense"] < 0.95
     assert [side["missing"] for side in gate["sides"]] == [0, 400]
     assert folder.lines("asked") == asked
-    claim, looks = Claim("retention", 0.9), (64, 128, 256, 400)
+    claim, looks = Claim("retention", 0.9), (64, 96, 128, 192, 256, 384, 400)
     assert gate["smallest_loss"] == smallest_loss(claim, Assumed(gate["dense"]), looks)
     (gate,) = plan(folder, "--compress=none")["gates"]  # the control is asked afresh
     assert [(side["model"], side["missing"]) for side in gate["sides"]] == [

@@ -34,9 +34,8 @@ def taught(text):
 
 
 @pytest.fixture
-def run(pytester, monkeypatch):
+def run(pytester):
     """Run a gate on a tiny model with a limit on its perplexity ratio; return result and report."""
-    monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
     save(pytester.path / "dense", taught("The cat looked at the old dog."), tiny_tokenizer())
 
     def gate(limit, *args):
