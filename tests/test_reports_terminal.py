@@ -16,8 +16,8 @@ CHECK = {
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
-    "fallbacks": [], "simulated": [], "removed": [], "seconds": 1.26, "bytes": 75,
-    "bytes_dense": 100,
+    "fallbacks": [], "simulated": [], "removed": [], "narrowed": [], "seconds": 1.26,
+    "bytes": 75, "bytes_dense": 100,
 }  # fmt: skip
 
 

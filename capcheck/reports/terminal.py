@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capcheck.explain import number
+from capcheck.methods import METHODS
 from capcheck.reports import Results
 from capcheck.result import JSON
 
@@ -67,7 +68,15 @@ def _compression(log: JSON) -> list[str]:
     gone = len(log["removed"])
     parts = [f"{gone} block{'s' if gone > 1 else ''} removed"] if gone else []
     parts += [f"{len(final)} matrices"] if final else []
-    if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
+    narrower = log["narrowed"]
+    for unit in ("heads", "channels"):
+        counts = [(width["before"], width["after"]) for width in narrower if width["unit"] == unit]
+        if counts:
+            before, after = map(sum, zip(*counts, strict=True))
+            parts.append(f"{before - after} of {before} {unit} removed")
+    whole = {method for method, found in METHODS.items() if found.kind == "widths"}
+    if any(layer["bits"] is None and layer["method"] not in whole for layer in log["layers"]):
+        # neither zeros of rounding nor what is not there any more are pruning
         parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
     if bits:
         parts.append(f"{_share(bits)} bits a weight")

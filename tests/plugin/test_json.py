@@ -18,6 +18,7 @@ LOG = {
     "fallbacks",
     "simulated",
     "removed",
+    "narrowed",
     "seconds",
     "bytes_dense",
     "bytes",
