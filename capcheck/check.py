@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
@@ -104,11 +105,13 @@ def _check_divides(step: Step, later: Step, group: Group) -> None:
     size = later.sparsity.m if later.sparsity is not None else int(later.get("group") or 0)
     bundle = int(step["multiple"]) if group.unit == "channels" else group.columns
     if size and bundle % size:
-        remedy = f"multiple={math.lcm(int(step['multiple']), size)}"
+        channels = group.unit == "channels"
+        change = ("multiple", math.lcm(bundle, size)) if channels else ("units", "channels")
+        keys = {**dict(step.keys), change[0]: change[1]}
         raise UsageError(
             f"step {str(later)!r} needs layers whose inputs {size} divides, and {str(step)!r} "
-            f"leaves {group.name} {group.unit} in multiples of {bundle}; write "
-            + (f"{step},{remedy}" if group.unit == "channels" else f"{step},units=channels")
+            f"leaves those of {group.name} in multiples of {bundle}; write "
+            f"{replace(step, keys=tuple(sorted(keys.items())))}"
         )
 
 

@@ -67,13 +67,9 @@ def _compression(log: JSON) -> list[str]:
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
     gone = len(log["removed"])
     parts = [f"{gone} block{'s' if gone > 1 else ''} removed"] if gone else []
+    widths = [_narrower(log["narrowed"], unit) for unit in ("heads", "channels")]
+    parts += [" and ".join(filter(None, widths)) + " removed"] if any(widths) else []
     parts += [f"{len(final)} matrices"] if final else []
-    narrower = log["narrowed"]
-    for unit in ("heads", "channels"):
-        counts = [(width["before"], width["after"]) for width in narrower if width["unit"] == unit]
-        if counts:
-            before, after = map(sum, zip(*counts, strict=True))
-            parts.append(f"{before - after} of {before} {unit} removed")
     whole = {method for method, found in METHODS.items() if found.kind == "widths"}
     if any(layer["bits"] is None and layer["method"] not in whole for layer in log["layers"]):
         # neither zeros of rounding nor what is not there any more are pruning
@@ -92,6 +88,13 @@ def _compression(log: JSON) -> list[str]:
         if len(texts) > _SHOWN:
             lines.append(f"  {what}: {len(texts) - _SHOWN} more, all in the JSON report")
     return lines
+
+
+def _narrower(widths: Sequence[JSON], unit: str) -> str:
+    """Return how many heads or channels of all blocks are gone; nothing where none could."""
+    before = sum(width["before"] for width in widths if width["unit"] == unit)
+    after = sum(width["after"] for width in widths if width["unit"] == unit)
+    return f"{before - after} of {before} {unit}" if before else ""
 
 
 def _share(values: Sequence[float]) -> str:
