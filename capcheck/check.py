@@ -36,7 +36,8 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
                 f"none of its levels is 0 and what {pruned} pruned would come back; quantize "
                 "with rtn or gptq"
             )
-        pruned = pruned or (str(step) if step.sparsity is not None else "")
+        if step.sparsity is not None and step.signature.kind not in ("blocks", "widths"):
+            pruned = pruned or str(step)  # what is gone as a whole cannot come back
         _check_place(step, recipe)
         _check_allocation(step)
         if step.signature.kind == "blocks":

@@ -127,7 +127,7 @@ def find_groups(model: PreTrainedModel, step: Step) -> list[list[Group]]:
         UsageError: what a block is made of is not recognised; the module is named.
     """
     name, blocks = find_blocks(model)
-    hidden = int(model.config.get_text_config().hidden_size)
+    hidden = hidden_size(model, step)
     found = [
         block_groups(block, f"{name}.{index}", hidden, step) for index, block in enumerate(blocks)
     ]
@@ -136,6 +136,21 @@ def find_groups(model: PreTrainedModel, step: Step) -> list[list[Group]]:
         raise UsageError(
             f"step {str(step)!r}: blocks of {type(model).__name__} share their layers, so one "
             "cannot be made narrower alone; prune weights instead (wanda:0.5)"
+        )
+    return found
+
+
+def hidden_size(model: PreTrainedModel, step: Step) -> int:
+    """Return the features of the hidden state, which every block is given and returns.
+
+    Raises:
+        UsageError: the configuration does not say.
+    """
+    found = getattr(model.config.get_text_config(), "hidden_size", None)
+    if not isinstance(found, int):
+        raise UsageError(
+            f"step {str(step)!r}: the configuration of {type(model).__name__} has no hidden_size, "
+            "so what leads to hidden features cannot be told; prune weights (wanda:0.5)"
         )
     return found
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from capcheck.blocks import find_blocks
 from capcheck.errors import UsageError
-from capcheck.groups import Group, block_groups, find_groups
+from capcheck.groups import Group, block_groups, find_groups, hidden_size
 from capcheck.methods import implementation
 from capcheck.methods.flap import Size, uniform
 from capcheck.observe import gather
@@ -61,7 +61,7 @@ def narrow(
         features = [method.score(g.matrix.read(), found[g.matrix.name]) for g in block]
         scores.append(
             [
-                method.unit_scores(one, group.columns)
+                method.unit_scores(one, group.columns).cpu()
                 for one, group in zip(features, block, strict=True)
             ]
         )
@@ -133,7 +133,7 @@ def _try(
     zero where they enter a layer: what those layers give must be the same.
     """
     name, blocks = find_blocks(model)
-    width = int(model.config.get_text_config().hidden_size)
+    width = hidden_size(model, step)
     replay = Replay(model, name, blocks)
     hidden = replay.start([batches[0][:1, :_TRIED]])
     for index, (block, masks) in enumerate(zip(blocks, kept, strict=True)):

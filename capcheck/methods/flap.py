@@ -2,17 +2,19 @@
 
 An et al. 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI
 2024, arXiv 2312.11983. A feature j that enters the down or the output projection W, over the
-tokens n of the calibration text, has the score (the paper's fluctuation metric)
+tokens n of the calibration text, has the score (fluctuation; WIFV in the authors' code)
 
     S_j = 1 / (N - 1) sum_n (X_nj - mean_j)^2 * ||W_:j||^2.
 
 Scores are standardised within each projection, so that those of all blocks compete; a head has the
-mean of its features' scores. What is removed is replaced by what it gives on average, a bias
-W_:j mean_j summed over the features j that go (the paper's baseline bias compensation).
+mean of its features' scores. What is removed is replaced by what it gives on average (baseline bias
+compensation): a bias of W_:j mean_j, summed over the features j that go.
 
-Where the paper leaves room: the variance is over all tokens; a head of keys and values goes with
-all heads of queries that use it, as one unit; the share is one of parameters, and units go in the
-order of their scores while they fit, so that what goes is as near to it as half a channel.
+Where this is not the authors' code: the variance is over all tokens; scores of attention are not
+squared (squared, perplexity was no lower on two models: benchmarks/RESULTS.md); a head of keys and
+values goes with all heads of queries that use it, as one unit; the share is one of parameters, and
+units go in the order of their scores while they fit, which keeps it to half a channel; the means
+are those of inputs that the already narrower blocks give (`capcheck.narrowing`).
 """
 
 from __future__ import annotations

@@ -167,16 +167,18 @@ def test_a_bias_never_makes_it_worse(seed, gone):
         assert (error <= (lost - bias - nudge).square().sum(0)).all()
 
 
-def test_a_block_is_nearer_with_its_bias():
-    dense = tiny_model("llama").double()
+@pytest.mark.parametrize("name", ["llama", "qwen3", "opt"])  # OPT has biases, which are added to
+def test_a_block_is_nearer_with_its_bias(name):
+    dense = tiny_model(name).double()
 
     def leaving(model):
         seen = []
-        handle = model.model.layers[0].register_forward_hook(lambda m, a, out: seen.append(out))
+        block = find_blocks(model)[1][0]
+        handle = block.register_forward_hook(lambda m, args, out: seen.append(out))
         with torch.no_grad():
             model(token_ids())
         handle.remove()
-        return seen[0]
+        return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
     plain = leaving(dense)
     errors = [

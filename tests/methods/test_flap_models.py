@@ -40,6 +40,9 @@ REASONS = {
 }
 
 
+REST = ("rtn:4", "rtn:2", "hqq:4", "wanda:0.5", "gptq:4", "awq:4", "w8a8", "kv:8")
+
+
 @pytest.fixture(autouse=True)
 def _small_micro_batches(monkeypatch):
     monkeypatch.setattr(calibrate, "MICRO_BATCH", 48)
@@ -117,7 +120,9 @@ def test_heads_go_with_those_that_share_their_keys(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-@pytest.mark.parametrize("rest", ["rtn:4", "wanda:0.5", "gptq:4", "awq:4", "w8a8", "kv:8"])
+@pytest.mark.parametrize(
+    "rest", ["rtn:4", "rtn:2", "hqq:4", "wanda:0.5", "gptq:4", "awq:4", "w8a8", "kv:8"]
+)
 def test_what_follows_works_on_what_is_left(name, rest):
     both = narrower(name, f"flap:0.3+{rest}")
     first = narrower(name)
