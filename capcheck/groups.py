@@ -131,8 +131,8 @@ def find_groups(model: PreTrainedModel, step: Step) -> list[list[Group]]:
     found = [
         block_groups(block, f"{name}.{index}", hidden, step) for index, block in enumerate(blocks)
     ]
-    modules = [id(group.module) for groups in found for group in groups]
-    if len(set(modules)) < len(modules):
+    weights = [id(m.parameter) for groups in found for group in groups for m in group.matrices]
+    if len(set(weights)) < len(weights):
         raise UsageError(
             f"step {str(step)!r}: blocks of {type(model).__name__} share their layers, so one "
             "cannot be made narrower alone; prune weights instead (wanda:0.5)"

@@ -52,7 +52,8 @@ def plain_zeros(model: PreTrainedModel) -> dict[str, Tensor]:
         with torch.device("meta"):
             plain = type(model)(config)
     except Exception as error:  # what a configuration class raises is its own affair
-        raise UsageError(_inexpressible(model, str(error).strip().splitlines()[-1])) from error
+        why = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(_inexpressible(model, why.removeprefix("ValueError: "))) from error
     mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in plain.state_dict().items()}
     for name in sorted(mine):

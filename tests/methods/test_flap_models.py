@@ -199,6 +199,18 @@ def test_shares_lie_between_none_and_all(share):
         Recipe.parse(f"flap:{share}")
 
 
+@pytest.mark.parametrize("what", ["module", "weight"])
+def test_layers_that_blocks_share_are_refused(what):
+    model = tiny_model("llama")
+    first, second = model.model.layers
+    if what == "module":
+        second.mlp = first.mlp
+    else:
+        second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    with pytest.raises(UsageError, match="blocks of LlamaForCausalLM share their layers"):
+        check(Recipe.parse("flap:0.3"), model)
+
+
 def test_the_most_that_can_go():
     widths = narrower("llama", "flap:0.77").log.narrowed
     assert all(width.after >= 1 for width in widths)
@@ -268,7 +280,7 @@ def test_what_no_configuration_says_is_not_saved(name, recipe, says, tmp_path):
 
 def test_heads_that_do_not_divide_the_hidden_state_are_not_saved():
     wide = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    with pytest.raises(UsageError, match="not a multiple of the number of attention heads"):
+    with pytest.raises(UsageError, match=r"for it \(The hidden size \(32\) is not a multiple of"):
         saving.check_widths(Recipe.parse("flap:0.3,scope=layer"), tiny_model("llama", **wide))
 
 
