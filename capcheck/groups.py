@@ -1,10 +1,11 @@
 """Finding what of a block can be made narrower, and making it so.
 
 No list of architectures. A block's MLP is the module whose `Linear` layers lead from the hidden
-state to one and the same number of channels (gate, up), and back (down). Its attention is the
-module with a `head_dim` and four `Linear` layers: queries, keys, values, and the output, which
-leads back. Anything else is refused by name. That the features do belong to each other as their
-shapes say is tried on calibration text before anything is changed (`capcheck.narrowing`).
+state to one and the same number of channels (gate, up; or both in one), and back (down). Its
+attention is the module with a `head_dim` and four `Linear` layers: queries, keys, values, and the
+output, which leads back. Anything else is refused by name. That the features do belong to each
+other as their shapes say is tried on calibration text before anything is changed
+(`capcheck.narrowing`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Group:
         name: the dotted name of the module that holds the matrices.
         module: that module.
         feeders: the layers whose outputs are the hidden features (gate, up; queries, keys, values)
-            by name, with the outputs that a unit has in each.
+            by name, with the outputs that a unit has next to each other. A layer may hold several
+            such features one after the other: gate and up in one.
         consumer: the layer whose inputs they are (down; output).
         columns: the consumer's inputs that a unit has.
         head: features of one head; 1 for channels.
@@ -60,8 +62,11 @@ class Group:
     @property
     def cost(self) -> int:
         """Parameters that go with a unit: weights and the feeders' biases."""
-        layers = [(linear(self.module, key), rows) for key, rows in self.feeders]
-        fed = sum(rows * (layer.in_features + (layer.bias is not None)) for layer, rows in layers)
+        layers = [linear(self.module, key) for key, _ in self.feeders]
+        fed = sum(
+            layer.out_features // self.count * (layer.in_features + (layer.bias is not None))
+            for layer in layers
+        )
         return fed + self.columns * linear(self.module, self.consumer).out_features
 
     @property
@@ -101,8 +106,9 @@ class Group:
         before, after = self.count, int(kept.sum())
         device = self.matrix.parameter.device
         for key, rows in self.feeders:
+            parts = linear(self.module, key).out_features // (rows * before)
             layer = linear(self.module, key)
-            index = kept.repeat_interleave(rows).nonzero().flatten().to(device)
+            index = kept.repeat_interleave(rows).repeat(parts).nonzero().flatten().to(device)
             bias = None if layer.bias is None else layer.bias.detach()[index]
             _put(layer, layer.weight.detach()[index], bias)
         layer = linear(self.module, self.consumer)
@@ -263,8 +269,9 @@ def _mlp(name: str, module: nn.Module, layers: Mapping[str, nn.Linear], hidden: 
     """Return the group of an MLP, or why there is none."""
     back = [key for key, x in layers.items() if x.out_features == hidden]
     feeders = [key for key in layers if not back or key != back[-1]]
+    channels = layers[back[-1]].in_features if back else 0
     shapes = {(layers[key].out_features, layers[key].in_features) for key in feeders}
-    fits = bool(back) and shapes == {(layers[back[-1]].in_features, hidden)}
+    fits = shapes in ({(channels, hidden)}, {(2 * channels, hidden)} if len(layers) == 2 else None)
     if len(layers) not in (2, 3) or not fits:
         return (
             f"{name} holds {_listed(layers)}, which do not lead to channels of one number and back"

@@ -126,15 +126,17 @@ def test_what_goes_and_what_makes_up_for_it(seed, scope):
     assert [w.after for w in shares] == [len(stay[i, CONSUMERS[0]]) // 16 for i in range(2)]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "opt", "phi3"])
 def test_narrower_is_masked(name):
     """The dense model whose features that go are zero gives the same, biases left out."""
-    wide = {} if name == "opt" else WIDE
+    wide = {} if name in ("opt", "phi3") else WIDE
+    units = "channels" if name == "phi3" else "all"
     dense = tiny_model(name, **wide)
-    model = compress(dense, "flap:0.5,bias=false", calibration=token_ids()).model
+    recipe = Recipe.parse(f"flap:0.5,bias=false,units={units}")
+    model = compress(dense, recipe, calibration=token_ids()).model
     with torch.no_grad():
         whole, found = dense(token_ids()).logits, model(token_ids()).logits
-    step = Recipe.parse("flap:0.5").steps[0]
+    step = recipe.steps[0]
     for old, new in zip(find_groups(dense, step), find_groups(model, step), strict=True):
         for a, b in zip(old, new, strict=True):
             kept = columns_kept(a.matrix.read(), b.matrix.read())
@@ -145,7 +147,9 @@ def test_narrower_is_masked(name):
             )
             for x, y in zip(a.matrices[:-1], b.matrices[:-1], strict=True):
                 rows = columns_kept(x.read().T, y.read().T)
-                assert a.unit == "heads" or rows == kept
+                if a.unit == "channels":  # of gate and up in one, the second half as the first
+                    half = a.matrix.shape[1]
+                    assert rows in (kept, kept + [half + j for j in kept])
     with torch.no_grad():
         masked = dense(token_ids()).logits
     assert torch.allclose(found, masked, atol=1e-3)
@@ -259,10 +263,24 @@ def test_a_layer_that_mixes_its_channels_is_refused():
             hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
             return self.down_proj(nn.functional.normalize(hidden, dim=-1))
 
-    model = tiny_model("llama")
-    model.model.layers[1].mlp.__class__ = Mixing
+    refused(tiny_model("llama"), Mixing)
+
+
+def test_gate_and_up_by_turns_are_refused():
+    """In one layer, but not one after the other."""
+
+    class Turns(type(tiny_model("phi3").model.layers[0].mlp)):
+        def forward(self, x):
+            hidden = self.gate_up_proj(x)
+            return self.down_proj(self.activation_fn(hidden[..., ::2]) * hidden[..., 1::2])
+
+    refused(tiny_model("phi3"), Turns)
+
+
+def refused(model, kind):
+    model.model.layers[1].mlp.__class__ = kind
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UsageError, match=r"layers\.1 narrower.*down_proj\.weight gives"):
-        compress(model, "flap:0.3", calibration=token_ids(), in_place=True)
+        compress(model, "flap:0.3,units=channels", calibration=token_ids(), in_place=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -27,11 +27,11 @@ WHOLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "opt")
 WORKS = {
     "flap:0.3": WHOLE,
     "flap:0.45,scope=layer": WHOLE,
-    "flap:0.4,units=channels": (*WHOLE, "gpt_neox"),
+    "flap:0.4,units=channels": (*WHOLE, "phi3", "gpt_neox"),
     "flap:0.5,units=heads": (*WHOLE, "mixtral", "qwen3_moe"),
 }
 REASONS = {
-    "phi3": r"model\.layers\.0\.(self_attn holds o_proj .*, qkv_proj|mlp holds gate_up_proj)",
+    "phi3": r"model\.layers\.0\.self_attn holds o_proj .*, qkv_proj",
     "gpt2": r"transformer\.h\.0\.attn\.c_attn\.weight is not the weight of a Linear layer",
     "gpt_neox": "it has 0 modules with heads .* write units=channels",
     "mixtral": r"mlp\.experts\.gate_up_proj is not the weight .* write units=heads",
@@ -239,6 +239,7 @@ SAVED = [
     ("gemma3", "flap:0.5,bias=false,scope=layer"),
     ("opt", "flap:0.3,scope=layer,units=channels"),
     ("gpt_neox", "flap:0.3,scope=layer,units=channels"),
+    ("phi3", "flap:0.3,bias=false,scope=layer,units=channels"),
 ]
 
 
