@@ -31,6 +31,7 @@ RECIPES = {
     "3 bits": ("gptq:3", "awq:3", "hqq:3", "rtn:3"),
     "both": ("wanda:0.5+gptq:4", "wanda:0.5+rtn:4", "sparsegpt:0.5+gptq:4"),
     "blocks": ("shortgpt:0.25", "shortgpt:0.5"),
+    "widths": ("flap:0.1", "flap:0.2", "flap:0.3", "flap:0.2,bias=false", "flap:0.2,scope=layer"),
 }
 SAMPLES = (4, 16, 64, 256)
 
@@ -106,7 +107,7 @@ def main() -> None:
         jsonl = options.documents.suffix == ".jsonl"
         texts = [json.loads(line)["text"] if jsonl else line for line in lines if line.strip()]
     measure = Measure(options.folder, texts)
-    calibrated = ("wanda", "ria", "sparsegpt", "gptq", "awq", "shortgpt")
+    calibrated = ("wanda", "ria", "sparsegpt", "gptq", "awq", "shortgpt", "flap")
 
     def spelled(recipe: str) -> str:
         steps = [

@@ -150,7 +150,8 @@ def packed_bytes(model: nn.Module, recipe: Recipe, log: CompressionLog) -> int:
             if step.bits and any(layer.method == step.method for layer in layers):
                 storage = implementation(step.method).storage_bits(layers[-1].shape, step)
                 width, overhead = step.bits, storage - step.bits
-        if any(METHODS[layer.method].argument == "sparsity" for layer in layers):
+        methods = [METHODS[layer.method] for layer in layers]
+        if any(m.argument == "sparsity" and m.kind != "widths" for m in methods):
             width = min(width, 1 + (1 - layers[-1].sparsity) * width)
         size = math.prod(layers[-1].shape)
         total += math.ceil((width + overhead) * size / 8) - stored * size

@@ -30,6 +30,7 @@ from capcheck.errors import UsageError
 from capcheck.methods import implementation, owl
 from capcheck.methods.grid import Grid
 from capcheck.methods.statistics import Statistic
+from capcheck.narrowing import narrow
 from capcheck.observe import gather
 from capcheck.recipe import Recipe, Sparsity, Step
 from capcheck.replay import Replay
@@ -106,7 +107,11 @@ def compress(
         else None
         for step in recipe
     ]
-    for step in recipe:
+    for step, ids in zip(recipe, tokens, strict=True):
+        if step.signature.kind == "widths" and ids is not None and ids.numel() < 2:
+            raise UsageError(
+                f"step {str(step)!r} needs at least two calibration tokens, to see what fluctuates"
+            )
         if step.signature.kind not in ("cache", "blocks"):
             for matrix in find_matrices(model, step):
                 matrix.check()
@@ -120,6 +125,11 @@ def compress(
                 continue
             if step.signature.kind == "blocks":
                 log.removed += _shorten(model, step, ids, progress)
+                continue
+            if step.signature.kind == "widths":
+                assert ids is not None
+                say = None if progress is None else partial(progress, str(step))
+                narrow(model, step, _batched(ids), log, say)
                 continue
             _walk(model, step, ids, log, grids, progress)
             if step.signature.kind == "activations":
@@ -171,7 +181,7 @@ def _walk(
     hidden: list[Tensor] = []
     replay = Replay(model, name, blocks)
     if ids is not None:
-        batches = ids.split(max(1, MICRO_BATCH // ids.shape[1]))
+        batches = _batched(ids)
         hidden = replay.start(batches)
     steps = _allocated(step, found.blocks, replay, batches)
     calibrated = step.signature.calibrated
@@ -200,7 +210,7 @@ def _shorten(
     assert step.sparsity is not None
     method = implementation(step.method)
     name, blocks = find_blocks(model)
-    batches = ids.split(max(1, MICRO_BATCH // ids.shape[1]))
+    batches = _batched(ids)
     replay = Replay(model, name, blocks)
     hidden = replay.start(batches)
     influences = []
@@ -214,6 +224,11 @@ def _shorten(
             progress(str(step), index + 1, len(blocks))
     count = blocks_gone(step, len(blocks))
     return remove_blocks(model, method.chosen(influences, count))
+
+
+def _batched(ids: Tensor) -> Sequence[Tensor]:
+    """Return token ids [sequences, tokens] in micro-batches."""
+    return ids.split(max(1, MICRO_BATCH // ids.shape[1]))
 
 
 def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) -> list[list[Matrix]]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from capcheck.apply import counts, scope_of
 from capcheck.blocks import find_blocks, find_matrices
 from capcheck.errors import ModelError, UsageError
+from capcheck.groups import Group, find_groups
+from capcheck.methods import flap
+from capcheck.methods.flap import Size
+from capcheck.narrowing import size_of
 from capcheck.recipe import Recipe, Step
 
 
@@ -30,11 +36,14 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
                 f"none of its levels is 0 and what {pruned} pruned would come back; quantize "
                 "with rtn or gptq"
             )
-        pruned = pruned or (str(step) if step.sparsity is not None else "")
+        if step.sparsity is not None and step.signature.kind not in ("blocks", "widths"):
+            pruned = pruned or str(step)  # what is gone as a whole cannot come back
         _check_place(step, recipe)
         _check_allocation(step)
         if step.signature.kind == "blocks":
             _check_blocks(step, recipe, model)
+        elif step.signature.kind == "widths":
+            _check_widths(step, recipe, model)
         elif step.signature.kind not in ("cache", "checkpoint"):
             _check_shapes(step, model)
 
@@ -63,6 +72,73 @@ def _check_blocks(step: Step, recipe: Recipe, model: PreTrainedModel) -> None:
             f"step {str(step)!r} removes nothing: {step.sparsity} of {len(blocks)} blocks is less "
             f"than one; take at least {math.ceil(1000 / len(blocks)) / 1000:g}"
         )
+
+
+def _check_widths(step: Step, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise a `UsageError` where a step cannot make blocks narrower."""
+    assert step.sparsity is not None
+    if step.sparsity.m:
+        raise UsageError(
+            f"step {str(step)!r}: channels and heads have no pattern; give the share of them that "
+            f"goes, as in {step.method}:0.2"
+        )
+    at = recipe.steps.index(step)
+    if any(other.signature.kind != "blocks" for other in recipe.steps[:at]):
+        raise UsageError(
+            f"recipe {str(recipe)!r}: {step.method} removes channels and heads, so it comes first, "
+            "but for removed blocks: what is removed need not be compressed before"
+        )
+    groups = find_groups(model, step)
+    for group in groups[0]:
+        if group.unit == "channels" and group.count % int(step["multiple"]):
+            raise UsageError(
+                f"step {str(step)!r}: multiple={step['multiple']} does not divide the "
+                f"{group.count} channels of {group.name}"
+            )
+        for later in recipe.steps[at + 1 :]:
+            _check_divides(step, later, group)
+    sizes = [[size_of(group, step) for group in block] for block in groups]
+    _check_share(step, sizes)
+
+
+def _check_divides(step: Step, later: Step, group: Group) -> None:
+    """Raise a `UsageError` where a later step's groups need not divide the widths that are left."""
+    size = later.sparsity.m if later.sparsity is not None else int(later.get("group") or 0)
+    bundle = int(step["multiple"]) if group.unit == "channels" else group.columns
+    if size and bundle % size:
+        channels = group.unit == "channels"
+        change = ("multiple", math.lcm(bundle, size)) if channels else ("units", "channels")
+        keys = {**dict(step.keys), change[0]: change[1]}
+        raise UsageError(
+            f"step {str(later)!r} needs layers whose inputs {size} divides, and {str(step)!r} "
+            f"leaves those of {group.name} in multiples of {bundle}; write "
+            f"{replace(step, keys=tuple(sorted(keys.items())))}"
+        )
+
+
+def _check_share(step: Step, sizes: Sequence[Sequence[Size]]) -> None:
+    """Raise a `UsageError` where a share is less than one unit, or more than can go."""
+    assert step.sparsity is not None
+    fraction = step.sparsity.fraction
+    places = sizes if step["scope"] == "layer" else [[size for block in sizes for size in block]]
+    for place in places:
+        whole = sum(size.count * size.cost for size in place)
+        unit = min(size.cost * size.bundle for size in place)
+        most = sum((size.count - size.bundle) * size.cost for size in place)
+        if step["scope"] == "layer":
+            gone = zip(flap.uniform(place, fraction), place, strict=True)
+            taken = sum(number * size.cost for number, size in gone)
+            most = taken if fraction * whole > taken + unit else whole
+        if 2 * fraction * whole < unit:
+            raise UsageError(
+                f"step {str(step)!r} removes nothing: {step.sparsity} of {whole:,} parameters is "
+                f"less than half of what is removed at once ({unit:,})"
+            )
+        if fraction * whole > most:
+            raise UsageError(
+                f"step {str(step)!r}: every block keeps a channel and a head at least, so no more "
+                f"than {math.floor(1000 * most / whole) / 1000:g} of channels and heads can go"
+            )
 
 
 def _check_shapes(step: Step, model: PreTrainedModel) -> None:
@@ -122,7 +198,7 @@ def _check_place(step: Step, recipe: Recipe) -> None:
 def _check_allocation(step: Step) -> None:
     """Raise a `UsageError` where a step's allocation of sparsity has no meaning."""
     sparsity, given = step.sparsity, dict(step.keys)
-    if sparsity is None or step.signature.kind == "blocks":
+    if sparsity is None or step.signature.kind in ("blocks", "widths"):
         return
     if step["allocate"] == "owl":
         if sparsity.m or scope_of(step) == "global":

@@ -39,11 +39,14 @@ _COMPRESSING = (
     "apply.py",
     "check.py",
     "experts.py",
+    "groups.py",
+    "narrowing.py",
     "observe.py",
     "blocks.py",
     "corpus.py",
     "replay.py",
     "rows.py",
+    "widths.py",
 )
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -126,7 +129,9 @@ class DeviceModels:
                     corpus.files(step, self._settings.data)
         if self._settings.save is not None:
             saving.check_folder(self._settings.save)
-            saving.layout_of(saving.only(recipes), self._prepared.empty)
+            recipe = saving.only(recipes)
+            saving.layout_of(recipe, self._prepared.empty)
+            saving.check_widths(recipe, self._prepared.empty)
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of the model."""

@@ -213,6 +213,22 @@ class Layer:
     bits: float | None = None
 
 
+@dataclass(frozen=True)
+class Width:
+    """What was made narrower.
+
+    Attributes:
+        name: the dotted name of the module, an MLP or an attention.
+        unit: `channels`, or `heads`: of keys and values, with those of queries that use them.
+        before, after: how many there were, and are.
+    """
+
+    name: str
+    unit: str
+    before: int
+    after: int
+
+
 @dataclass
 class CompressionLog:
     """What a recipe did to a model, and what it could not do.
@@ -222,6 +238,8 @@ class CompressionLog:
         layers: one entry for every matrix and step.
         skipped: parameters of the blocks that a step could not compress, with the reason.
         removed: the names of blocks that were taken out, as they were called before.
+        narrowed: the channels and heads of every module that a step made narrower; their weights
+            are gone, which is no sparsity.
         fallbacks: where a method did something other than what its paper says, and why.
         simulated: what is rounded while the model runs, and not in its weights.
         seconds: wall time of the whole recipe.
@@ -235,6 +253,7 @@ class CompressionLog:
     fallbacks: list[str] = field(default_factory=list)
     simulated: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    narrowed: list[Width] = field(default_factory=list)
     seconds: float = 0.0
     bytes_dense: int = 0
     bytes: int = 0
@@ -248,6 +267,7 @@ class CompressionLog:
             "fallbacks": list(self.fallbacks),
             "simulated": list(self.simulated),
             "removed": list(self.removed),
+            "narrowed": [asdict(width) for width in self.narrowed],
             "seconds": round(self.seconds, 3),
             "bytes_dense": self.bytes_dense,
             "bytes": self.bytes,

@@ -12,7 +12,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,8 +27,10 @@ from capcheck.backends.forward import quiet
 from capcheck.backends.hf import HFBackend
 from capcheck.blocks import find_matrices
 from capcheck.errors import ModelError, UsageError
+from capcheck.narrowing import shrunk
 from capcheck.recipe import Recipe, Step
 from capcheck.tasks.prose import documents
+from capcheck.widths import plain_zeros
 
 if TYPE_CHECKING:
     from capcheck.calibrate import Compressed
@@ -88,6 +90,9 @@ def layout_of(recipe: Recipe, model: Any) -> Layout:
         kind, method = step.signature.kind, step.method
         if kind == "cache":
             raise _cannot(recipe, f"{method} changes how the model runs and not its weights", step)
+        if kind == "widths" and step["scope"] != "layer":
+            why = f"{method} leaves blocks of different widths, and a configuration has one for all"
+            raise _cannot(recipe, why, step, f"write {step},scope=layer")
         if kind == "checkpoint":
             raise _cannot(recipe, "it is a checkpoint already", step)
         if kind == "activations":
@@ -111,6 +116,16 @@ def layout_of(recipe: Recipe, model: Any) -> Layout:
             'pip install "capcheck[packed]"'
         )
     return "compressed-tensors"
+
+
+def check_widths(recipe: Recipe, model: Any) -> None:
+    """Raise a `UsageError` where a configuration cannot say what a recipe leaves of a dense model.
+
+    The model may be on the meta device.
+    """
+    for step in recipe:
+        if step.signature.kind == "widths":
+            plain_zeros(shrunk(model, step))
 
 
 def check_folder(folder: Path) -> None:
@@ -144,8 +159,9 @@ def save(compressed: Compressed, tokenizer: Any, folder: str | Path) -> Saved:
     recipe = Recipe.parse(compressed.log.recipe)
     layout = layout_of(recipe, compressed.model)
     check_folder(folder)
+    zeros = plain_zeros(compressed.model) if compressed.log.narrowed else {}
     with _whole_or_nothing(folder) as place:
-        _write(compressed, recipe, tokenizer, layout, place)
+        _write(compressed, recipe, tokenizer, layout, place, zeros)
         difference = _reloaded(compressed.model, tokenizer, place)
         info = hub.inspect(str(place))
         size, digest = info.bytes, info.digest
@@ -166,18 +182,21 @@ def _check_packable(recipe: Recipe, step: Step, model: Any) -> None:
         raise _cannot(recipe, "the head is the token embeddings too, which stay unpacked", step)
 
 
-def _cannot(recipe: Recipe, why: str, step: Step) -> UsageError:
-    return UsageError(
-        f"recipe {str(recipe)!r} cannot be saved: {why} ({step}); gate it without saving, or save "
-        "pruning alone, or rtn or gptq"
-    )
+def _cannot(recipe: Recipe, why: str, step: Step, remedy: str = "") -> UsageError:
+    remedy = remedy or "gate it without saving, or save pruning alone, or rtn or gptq"
+    return UsageError(f"recipe {str(recipe)!r} cannot be saved: {why} ({step}); {remedy}")
 
 
 def _write(
-    compressed: Compressed, recipe: Recipe, tokenizer: Any, layout: Layout, place: Path
+    compressed: Compressed,
+    recipe: Recipe,
+    tokenizer: Any,
+    layout: Layout,
+    place: Path,
+    zeros: Mapping[str, Tensor],
 ) -> None:
     model = compressed.model
-    state: dict[str, Tensor] = dict(model.state_dict())
+    state: dict[str, Tensor] = {**model.state_dict(), **zeros}
     config: dict[str, Any] = {}
     if layout == "compressed-tensors":
         step = next(step for step in reversed(recipe.steps) if step.bits is not None)

@@ -42,7 +42,7 @@ def _small_micro_batches(monkeypatch):
 
 
 def test_every_method_has_a_law():
-    assert {*RECIPES, "kv", "load", "shortgpt"} == set(METHODS)  # which compress no matrix
+    assert {*RECIPES, "kv", "load", "shortgpt", "flap"} == set(METHODS)  # which compress no matrix
 
 
 LAWFUL = [

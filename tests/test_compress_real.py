@@ -84,6 +84,13 @@ def test_what_a_solver_wins():
     assert perplexity("sparsegpt:2:4+gptq:4") < perplexity("sparsegpt:2:4+rtn:4")
 
 
+def test_narrower_blocks():
+    """What goes leaves its mean behind, and channels and heads are spared where it matters."""
+    assert perplexity("flap:0.1") < perplexity("flap:0.2") < perplexity("flap:0.4")
+    assert perplexity("flap:0.2") < perplexity("flap:0.2,bias=false")
+    assert perplexity("flap:0.2") < perplexity("random:0.2")
+
+
 def test_a_data_set_by_name():
     model, tokenizer = _model()
     recipe = "wanda:0.5,calib=tinystories,n=4,length=64"

@@ -16,9 +16,10 @@ CHECK = {
     "known": False,
 }  # fmt: skip
 LOG = {
-    "recipe": "wanda:0.5", "layers": [{"name": "a", "sparsity": 0.5, "bits": None}], "skipped": [],
-    "fallbacks": [], "simulated": [], "removed": [], "seconds": 1.26, "bytes": 75,
-    "bytes_dense": 100,
+    "recipe": "wanda:0.5", "skipped": [], "fallbacks": [],
+    "layers": [{"name": "a", "method": "wanda", "sparsity": 0.5, "bits": None}],
+    "simulated": [], "removed": [], "narrowed": [], "seconds": 1.26,
+    "bytes": 75, "bytes_dense": 100,
 }  # fmt: skip
 
 
@@ -79,14 +80,18 @@ def test_what_compression_did():
     assert "wanda:0.5: 1 matrices, sparsity 0.5, 75% of the bytes, in 1.3 s" in shown(logs=[LOG])
     log = {
         **LOG,
-        "layers": [{"name": n, "sparsity": s, "bits": 4.25} for n, s in (("a", 0.4), ("b", 0.6))],
+        "layers": [
+            {"name": n, "method": "rtn", "sparsity": s, "bits": 4.25}
+            for n, s in (("a", 0.4), ("b", 0.6))
+        ],
         "skipped": [{"name": f"conv{i}", "reason": "has three dimensions"} for i in range(7)],
         "fallbacks": ["block 3: a singular Hessian"],
     }
     text = shown(logs=[log])
     # Zeros that rounding made are not called sparsity; those of a pruning step before it are.
     assert "2 matrices, 4.25 bits a weight" in text
-    log["layers"] = [{"name": n, "sparsity": 0.4, "bits": None} for n in "ab"] + log["layers"]
+    pruned = {"method": "wanda", "sparsity": 0.4, "bits": None}
+    log["layers"] = [{"name": n, **pruned} for n in "ab"] + log["layers"]
     text = shown(logs=[log])
     assert "2 matrices, sparsity 0.4 to 0.6, 4.25 bits a weight" in text
     assert text.count("has three dimensions") == 5
@@ -98,6 +103,15 @@ def test_what_compression_did():
     short = {**LOG, "recipe": "shortgpt:0.5", "layers": [], "removed": ["model.layers.2"]}
     assert "shortgpt:0.5: 1 block removed" in shown(logs=[short])
     assert "removed: model.layers.2" in shown(logs=[short])
+    widths = [
+        {"name": "m", "unit": "heads", "before": 4, "after": 3},
+        {"name": "n", "unit": "heads", "before": 4, "after": 4},
+        {"name": "o", "unit": "channels", "before": 48, "after": 40},
+    ]
+    whole = {"name": "o", "method": "flap", "sparsity": 0.0, "bits": None}
+    narrow = {**LOG, "recipe": "flap:0.2", "layers": [whole], "narrowed": widths}
+    found = "flap:0.2: 1 of 8 heads and 8 of 48 channels removed, 1 matrices, 75% of the bytes"
+    assert found in shown(logs=[narrow])
     cache = {**LOG, "recipe": "kv:8", "layers": [], "simulated": ["kv: keys and values of 8 bits"]}
     assert "  simulated: kv: keys and values of 8 bits" in shown(logs=[cache])
     assert "none" not in shown(logs=[{**LOG, "recipe": "none", "layers": [], "bytes": 100}])

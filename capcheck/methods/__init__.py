@@ -13,7 +13,15 @@ from types import MappingProxyType, ModuleType
 from typing import Literal
 
 Kind = Literal[
-    "score", "quantizer", "solver", "transform", "blocks", "activations", "cache", "checkpoint"
+    "score",
+    "quantizer",
+    "solver",
+    "transform",
+    "blocks",
+    "widths",
+    "activations",
+    "cache",
+    "checkpoint",
 ]
 """How a method plugs into the walk over blocks (`capcheck.calibrate`).
 
@@ -26,6 +34,8 @@ kept entries have changed as well.
 that share their inputs.
 `blocks`: `change(entering, leaving)` of a block, summed over tokens, and
 `chosen(influences, count)`, which blocks are removed.
+`widths`: `score(weight, moments)` of features that enter a projection, `unit_scores`, which units
+stay by these (`kept`), and the `bias` that makes up for the others (`capcheck.narrowing`).
 `activations`: a quantizer that also has `inputs(x)` -> x, which rounds what enters the layer.
 `cache`: `attach(model, step)` -> what the log says; it changes no weight.
 `checkpoint`: no code here; what is compressed already is loaded in the dense model's place.
@@ -124,6 +134,21 @@ METHODS: Mapping[str, Signature] = MappingProxyType(
             calibrated=True,
         ),
         "shortgpt": Signature("blocks", "sparsity", {**_CALIBRATION, **_SEED}, calibrated=True),
+        "flap": Signature(
+            "widths",
+            "sparsity",
+            {
+                "scope": Key(
+                    str, "global", "where channels and heads compete", choices=("layer", "global")
+                ),
+                "units": Key(str, "all", "what is removed", choices=("all", "channels", "heads")),
+                "bias": Key(bool, True, "make up for what is removed by its mean"),
+                "multiple": Key(int, 1, "channels go and stay in multiples of this", low=1),
+                **_CALIBRATION,
+                **_SEED,
+            },
+            calibrated=True,
+        ),
         "rtn": Signature("quantizer", "bits", {**_GRID, **_SCOPE}),
         "hqq": Signature(
             "quantizer", "bits", {"group": _GRID["group"], **_SCOPE}, keeps_zeros=False

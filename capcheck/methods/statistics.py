@@ -52,3 +52,37 @@ class InputNorms:
     def norms(self) -> Tensor:
         """||X_j||_2 of each input feature j: [inputs], float32."""
         return self._squares.sqrt()
+
+
+class InputMoments:
+    """Mean and sample variance of every input feature over all tokens, accumulated in float64.
+
+    Batches are merged as Chan, Golub and LeVeque do it ("Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", 1979), so a mean far from zero costs no digits.
+    """
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.mean = torch.zeros(inputs, dtype=torch.float64, device=device)  # [inputs]
+        self._squares = torch.zeros_like(self.mean)  # of what differs from the mean, summed
+
+    def add(self, x: Tensor) -> None:
+        """Take the inputs of more tokens: [tokens, inputs], any floating dtype."""
+        if not len(x):
+            return
+        x = x.double()
+        total = self.tokens + len(x)
+        apart = x.mean(0) - self.mean  # [inputs]
+        self._squares += (x - x.mean(0)).square().sum(0)
+        self._squares += apart.square() * (self.tokens * len(x) / total)
+        self.mean += apart * (len(x) / total)
+        self.tokens = total
+
+    def finite(self) -> bool:
+        """Whether every input so far was finite."""
+        return bool(self.mean.isfinite().all() and self._squares.isfinite().all())
+
+    @property
+    def variance(self) -> Tensor:
+        """The unbiased sample variance of each input feature: [inputs], float64; of 2 tokens up."""
+        return self._squares / (self.tokens - 1)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capcheck.explain import number
+from capcheck.methods import METHODS
 from capcheck.reports import Results
 from capcheck.reports.draws import over_draws
 from capcheck.result import JSON
@@ -93,8 +94,12 @@ def _compression(log: JSON) -> list[str]:
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
     gone = len(log["removed"])
     parts = [f"{gone} block{'s' if gone > 1 else ''} removed"] if gone else []
+    widths = [_narrower(log["narrowed"], unit) for unit in ("heads", "channels")]
+    parts += [" and ".join(filter(None, widths)) + " removed"] if any(widths) else []
     parts += [f"{len(final)} matrices"] if final else []
-    if any(layer["bits"] is None for layer in log["layers"]):  # zeros of rounding are no pruning
+    whole = {method for method, found in METHODS.items() if found.kind == "widths"}
+    if any(layer["bits"] is None and layer["method"] not in whole for layer in log["layers"]):
+        # neither zeros of rounding nor what is not there any more are pruning
         parts.append(f"sparsity {_share([layer['sparsity'] for layer in final.values()])}")
     if bits:
         parts.append(f"{_share(bits)} bits a weight")
@@ -110,6 +115,13 @@ def _compression(log: JSON) -> list[str]:
         if len(texts) > _SHOWN:
             lines.append(f"  {what}: {len(texts) - _SHOWN} more, all in the JSON report")
     return lines
+
+
+def _narrower(widths: Sequence[JSON], unit: str) -> str:
+    """Return how many heads or channels of all blocks are gone; nothing where none could."""
+    before = sum(width["before"] for width in widths if width["unit"] == unit)
+    after = sum(width["after"] for width in widths if width["unit"] == unit)
+    return f"{before - after} of {before} {unit}" if before else ""
 
 
 def _share(values: Sequence[float]) -> str:

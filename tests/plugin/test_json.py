@@ -19,6 +19,7 @@ LOG = {
     "fallbacks",
     "simulated",
     "removed",
+    "narrowed",
     "seconds",
     "bytes_dense",
     "bytes",
