@@ -1,4 +1,4 @@
-"""One comparison's evidence: which items are asked, in what order, and when it suffices."""
+"""One comparison's evidence: how many items are asked, and what they show."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capcheck import stats
+from capcheck.answers import Answers, mean
 from capcheck.errors import OutOfTimeError, VacuousError
 from capcheck.gates import PENDING, is_silent
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
-from capcheck.rounds import looks_of, units_of
-from capcheck.rows import Item
+from capcheck.rounds import looks_of
 
 if TYPE_CHECKING:
     from capcheck.session import Session
@@ -56,12 +56,7 @@ class Trial:
         self._against = against
         self._settings = settings
         self._record = record
-        self._allowed = allowed
-        self._items = task.load(settings.data)
-        self._units = units_of(task, self._items, settings)
-        # The chances of items yet to be asked too: they bound what can still come.
-        self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
-        self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
+        self._answers = Answers(session, task, recipe, against, settings, allowed)
         self.last_gate: Gate | None = None
 
     def decide(self, claim: Claim) -> bool:
@@ -76,7 +71,7 @@ class Trial:
 
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
-        asked = self._ask(len(self._units))
+        asked = self._answers.ask(len(self._answers.units))
         return self._estimate(metric, asked)
 
     def broken(self) -> tuple[Flip, ...]:
@@ -84,7 +79,7 @@ class Trial:
         started = time.monotonic()
         claim = Claim("items", None)
         try:
-            asked = self._ask(len(self._units))
+            asked = self._answers.ask(len(self._answers.units))
         except OutOfTimeError:
             self._finish(self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME))
             raise
@@ -93,34 +88,34 @@ class Trial:
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
         gate = self._beside(gate)
         self._finish(replace(gate, seconds=time.monotonic() - started))
-        return self._flips(asked)[0]
+        return self._answers.flips(asked)[0]
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
-        return self._flips(self._ask(len(self._units)))[1]
+        return self._answers.flips(self._answers.ask(len(self._answers.units)))[1]
 
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
         """Ask every item and return both sides' scores in the order of the items."""
-        asked = sorted(self._ask(len(self._units)))
-        first, second = (tuple(side[i] for i in asked) for side in self._scores)
+        asked = sorted(self._answers.ask(len(self._answers.units)))
+        first, second = (tuple(self._answers.of(side, asked)) for side in (0, 1))
         return first, second
 
     # Gates
 
     def _paired_gate(self, claim: Claim) -> Gate:
-        looks = looks_of(len(self._units), all_at_once=self._settings.items == "all")
+        looks = looks_of(len(self._answers.units), all_at_once=self._settings.items == "all")
         asked: list[int] = []
         verdict, reason, seen, able = Verdict.UNDECIDED, "", [], False
         try:
             for units in looks:
                 if not able:
                     # The compressed model is asked only where dense can do the task at all.
-                    able = self._shown(claim, self._ask_reference(looks, units), looks)
-                    everything = asked if able else self._ask_reference(looks, looks[-1])
+                    able = self._shown(claim, self._answers.ask_reference(looks, units), looks)
+                    everything = asked if able else self._answers.ask_reference(looks, looks[-1])
                     if not able and not self._shown(claim, everything, looks):
                         return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
                     able = True
-                asked = self._ask(units)
+                asked = self._answers.ask(units)
                 seen.append(units)
                 verdict = self._verdict(claim, asked, seen)
                 if verdict is not Verdict.UNDECIDED:
@@ -132,7 +127,7 @@ class Trial:
         estimate = self._estimate(claim.metric, asked, looks=seen)
         needed = None
         if verdict is Verdict.UNDECIDED:
-            d, c, g, clusters = self._arrays(asked)
+            d, c, g, clusters = self._answers.arrays(asked)
             needed = stats.items_to_settle(
                 d,
                 c,
@@ -147,10 +142,10 @@ class Trial:
 
     def _ratio_gate(self, claim: Claim) -> Gate:
         try:
-            asked = self._ask(len(self._units))
+            asked = self._answers.ask(len(self._answers.units))
         except OutOfTimeError:
             return self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME)
-        dense, _, tokens = self._nats(asked)
+        dense, _, tokens = self._answers.nats(asked)
         vocabulary = self._session.vocabulary()
         if not stats.perplexity_shown(dense, tokens, vocabulary, alpha=self._settings.alpha):
             reason = "the dense model's perplexity is not shown to be better than guessing tokens"
@@ -165,14 +160,14 @@ class Trial:
         return self._gate(claim, verdict, asked, estimate, reason=reason)
 
     def _verdict(self, claim: Claim, asked: Sequence[int], looks: Sequence[int]) -> Verdict:
-        d, c, g, clusters = self._arrays(asked)
+        d, c, g, clusters = self._answers.arrays(asked)
         return stats.decide(
             d,
             c,
             g,
             claim,
             looks=looks,
-            declared=len(self._units),
+            declared=len(self._answers.units),
             alpha=self._settings.alpha,
             gates=self._settings.gates,
             clusters=clusters,
@@ -184,7 +179,7 @@ class Trial:
         alpha = self._settings.alpha
         if metric == "ratio":
             return self._ratio(asked, alpha)
-        d, c, g, clusters = self._arrays(asked)
+        d, c, g, clusters = self._answers.arrays(asked)
         find = stats.retention_interval if metric == "retention" else stats.drop_interval
         return find(
             d,
@@ -192,19 +187,19 @@ class Trial:
             g,
             alpha=alpha,
             clusters=clusters,
-            looks=looks or [len(self._units)],
-            declared=len(self._units),
+            looks=looks or [len(self._answers.units)],
+            declared=len(self._answers.units),
         )
 
     def _ratio(self, asked: Sequence[int], alpha: float) -> Interval:
-        dense, compressed, tokens = self._nats(asked)
+        dense, compressed, tokens = self._answers.nats(asked)
         return stats.ratio_interval(
             dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
         )
 
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
         """Whether the reference is shown to have something that the claim could find lost."""
-        values = np.array([self._scores[0][i].value for i in asked])
+        values = np.array([score.value for score in self._answers.of(0, asked)])
         margin = _MARGIN
         if claim.metric == "drop" and claim.threshold is not None:
             margin = max(margin, claim.threshold)
@@ -212,12 +207,12 @@ class Trial:
             return False
         return stats.shown_above_chance(
             values,
-            self._chances,
+            self._answers.chances,
             margin,
             self._settings.alpha,
-            declared=len(self._units),
-            looks=looks or [len(self._units)],
-            clusters=self._clusters(asked),
+            declared=len(self._answers.units),
+            looks=looks or [len(self._answers.units)],
+            clusters=self._answers.clusters(asked),
         )
 
     def _gate(
@@ -230,11 +225,10 @@ class Trial:
         reason: str = "",
         needed: int | None = None,
     ) -> Gate:
-        # A side of which only some items are known (from an earlier gate) is not spoken of.
-        sides = [[s[i] for i in asked] if s.keys() >= set(asked) else [] for s in self._scores]
+        sides = [self._answers.of(side, asked) for side in (0, 1)]
         paired = all(sides) and "ratio" not in self._task.metrics
-        broken, fixed = self._flips(asked) if paired else ((), ())
-        dense, compressed = (_mean(self._task, scores) for scores in sides)
+        broken, fixed = self._answers.flips(asked) if paired else ((), ())
+        dense, compressed = (mean(self._task, scores) for scores in sides)
         unparsable = [sum(score.unparsable for score in scores) for scores in sides]
         return Gate(
             task=self._task.name,
@@ -246,7 +240,7 @@ class Trial:
             compressed=compressed,
             estimate=estimate,
             used=len(asked),
-            available=len(self._items),
+            available=len(self._answers.items),
             broken=len(broken),
             fixed=len(fixed),
             unparsable=(unparsable[0], unparsable[1]),
@@ -272,76 +266,7 @@ class Trial:
         if gate.verdict is Verdict.VACUOUS:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
 
-    # Items and scores
-
-    def _ask(self, units: int, side: int | None = None) -> list[int]:
-        """Ask both sides (or one) the items of the first `units` units; return their positions."""
-        self._allowed()
-        asked = [i for unit in self._units[:units] for i in unit]
-        for which in (0, 1) if side is None else (side,):
-            scores = self._scores[which]
-            missing = [i for i in asked if i not in scores]
-            recipe = self._recipe if which else self._against
-            control = bool(which) and not self._recipe
-            replies = self._session.replies(
-                recipe, self._task, [self._items[i] for i in missing], control=control
-            )
-            for i, reply in zip(missing, replies, strict=True):
-                scores[i] = self._task.score(self._items[i], reply)
-                if which and i in self._scores[0]:
-                    sides = (self._scores[0][i], scores[i])
-                    self._session.keep_record(
-                        self._task, self._items[i], recipe, self._against, *sides
-                    )
-        return asked
-
-    def _ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
-        """Ask the reference alone, a look at a time: in the batches that the other side will see.
-
-        A compressed reference is asked all at once: one compressed model is kept at a time, so
-        going back and forth would make each of the two anew at every look.
-        """
-        last = looks[-1] if self._against else units
-        return [self._ask(look, side=0) for look in looks if look <= last][looks.index(units)]
-
-    def _flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
-        first, second = self._scores
-        flips = [self._flip(self._items[i], first[i], second[i]) for i in sorted(asked)]
-        broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
-        fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
-        return broken, fixed
-
-    def _flip(self, item: Item, dense: Score, compressed: Score) -> Flip:
-        question = self._task.prompt_of(item).removeprefix(self._task.header)
-        return Flip(item, dense, compressed, question, self._task.wanted(item))
-
-    def _arrays(
-        self, asked: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
-        return first, second, self._chances, self._clusters(asked)
-
-    def _clusters(self, asked: Sequence[int]) -> np.ndarray | None:
-        if self._task.cluster is None:
-            return None
-        return np.array([str(self._items[i].get(self._task.cluster)) for i in asked])
-
-    def _nats(self, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the summed nats of each document on both sides, and its tokens."""
-        tokens = np.array([self._scores[0][i].weight for i in asked])
-        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
-        return first * tokens, second * tokens, tokens
-
 
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
 _NO_TIME = "the time budget ran out"
 _MARGIN = 0.01
-
-
-def _mean(task: Task, scores: Sequence[Score]) -> float | None:
-    """Return the mean score, or the perplexity where the task is one."""
-    total = sum(score.weight for score in scores)
-    if not scores or not total:
-        return None
-    mean = sum(score.value * score.weight for score in scores) / total
-    return float(np.exp(min(mean, 700.0))) if "ratio" in task.metrics else mean

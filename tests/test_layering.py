@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "gates", "rounds", "explain", "reports", "collect", "progress"),
+    ("session", "trial", "answers", "gates", "rounds", "explain", "reports", "collect", "progress"),
     (
         "device",
         "saving",

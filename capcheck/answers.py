@@ -1,0 +1,130 @@
+"""What both models answered to one comparison's items, asked for as it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from capcheck.recipe import Recipe
+from capcheck.result import Flip, Score
+from capcheck.rounds import units_of
+
+if TYPE_CHECKING:
+    from capcheck.session import Session
+    from capcheck.settings import Settings
+    from capcheck.task import Task
+
+
+class Answers:
+    """Both sides' scores, by the position of the item in the task.
+
+    Args:
+        session: asks the models.
+        task: what is asked.
+        recipe, against: the compressed side (1) and the reference (0).
+        settings: the session's, or those a marker made stricter.
+        allowed: is called before anything is asked; raises where it is too late to ask.
+
+    Attributes:
+        items: the task's items.
+        units: their positions, grouped into units of evidence, in the order they are asked.
+        chances: what guessing scores, in that order, items yet to be asked too: they bound what
+            can still come.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        task: Task,
+        recipe: Recipe,
+        against: Recipe,
+        settings: Settings,
+        allowed: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._task = task
+        self._recipe = recipe
+        self._against = against
+        self._allowed = allowed
+        self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
+        self.items = task.load(settings.data)
+        self.units = units_of(task, self.items, settings)
+        self.chances = np.array([task.chance(self.items[i]) for u in self.units for i in u])
+
+    def ask(self, units: int, side: int | None = None) -> list[int]:
+        """Ask both sides (or one) the items of the first `units` units; return their positions."""
+        self._allowed()
+        asked = [i for unit in self.units[:units] for i in unit]
+        for which in (0, 1) if side is None else (side,):
+            scores = self._scores[which]
+            missing = [i for i in asked if i not in scores]
+            recipe = self._recipe if which else self._against
+            control = bool(which) and not self._recipe
+            replies = self._session.replies(
+                recipe, self._task, [self.items[i] for i in missing], control=control
+            )
+            for i, reply in zip(missing, replies, strict=True):
+                scores[i] = self._task.score(self.items[i], reply)
+                if which and i in self._scores[0]:
+                    sides = (self._scores[0][i], scores[i])
+                    self._session.keep_record(
+                        self._task, self.items[i], recipe, self._against, *sides
+                    )
+        return asked
+
+    def ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
+        """Ask the reference alone, a look at a time: in the batches that the other side will see.
+
+        A compressed reference is asked all at once: one compressed model is kept at a time, so
+        going back and forth would make each of the two anew at every look.
+        """
+        last = looks[-1] if self._against else units
+        return [self.ask(look, side=0) for look in looks if look <= last][looks.index(units)]
+
+    def of(self, side: int, asked: Sequence[int]) -> list[Score]:
+        """Return a side's scores of these items; none where only some of them are known."""
+        scores = self._scores[side]
+        return [scores[i] for i in asked] if scores.keys() >= set(asked) else []
+
+    def flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
+        """Return what broke and what was fixed, in the order of the task."""
+        first, second = self._scores
+        flips = [self._flip(i, first[i], second[i]) for i in sorted(asked)]
+        broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
+        fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
+        return broken, fixed
+
+    def arrays(
+        self, asked: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return both sides' values, float64 (n,), the chances of all items, and the clusters."""
+        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
+        return first, second, self.chances, self.clusters(asked)
+
+    def clusters(self, asked: Sequence[int]) -> np.ndarray | None:
+        """Return each item's cluster as a text, (n,), or None where every item is its own."""
+        if self._task.cluster is None:
+            return None
+        return np.array([str(self.items[i].get(self._task.cluster)) for i in asked])
+
+    def nats(self, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the summed nats of each document on both sides, and its tokens; (n,) each."""
+        tokens = np.array([self._scores[0][i].weight for i in asked])
+        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
+        return first * tokens, second * tokens, tokens
+
+    def _flip(self, position: int, dense: Score, compressed: Score) -> Flip:
+        item = self.items[position]
+        question = self._task.prompt_of(item).removeprefix(self._task.header)
+        return Flip(item, dense, compressed, question, self._task.wanted(item))
+
+
+def mean(task: Task, scores: Sequence[Score]) -> float | None:
+    """Return the mean score, or the perplexity where the task is one; None without scores."""
+    total = sum(score.weight for score in scores)
+    if not scores or not total:
+        return None
+    found = sum(score.value * score.weight for score in scores) / total
+    return float(np.exp(min(found, 700.0))) if "ratio" in task.metrics else found
