@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from capcheck.recipe import Recipe
-from capcheck.result import Flip, Score
+from capcheck.result import Flip, Score, Subset
 from capcheck.rounds import units_of
 
 if TYPE_CHECKING:
@@ -88,13 +88,12 @@ class Answers:
         scores = self._scores[side]
         return [scores[i] for i in asked] if scores.keys() >= set(asked) else []
 
-    def flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
-        """Return what broke and what was fixed, in the order of the task."""
+    def flips(self, asked: Sequence[int], which: Subset | Literal["fixed"]) -> tuple[Flip, ...]:
+        """Return the items of a subset, in the order of the task."""
         first, second = self._scores
-        flips = [self._flip(i, first[i], second[i]) for i in sorted(asked)]
-        broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
-        fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
-        return broken, fixed
+        wanted = _WHICH[which]
+        found = [i for i in sorted(asked) if wanted(first[i], second[i])]
+        return tuple(self._flip(i, first[i], second[i]) for i in found)
 
     def arrays(
         self, asked: Sequence[int]
@@ -119,6 +118,18 @@ class Answers:
         item = self.items[position]
         question = self._task.prompt_of(item).removeprefix(self._task.header)
         return Flip(item, dense, compressed, question, self._task.wanted(item))
+
+
+_WHICH: dict[str, Callable[[Score, Score], bool]] = {
+    "broken": lambda dense, compressed: dense.value >= 0.5 > compressed.value,
+    "fixed": lambda dense, compressed: compressed.value >= 0.5 > dense.value,
+    "changed": lambda dense, compressed: (
+        max(dense.value, compressed.value) < 0.5 and dense.text.strip() != compressed.text.strip()
+    ),
+    "format_failures": lambda dense, compressed: compressed.unparsable > dense.unparsable,
+    "degenerate": lambda dense, compressed: bool(compressed.degenerate and not dense.degenerate),
+}
+"""What makes an item one of a subset. Right is a score of 0.5 or more."""
 
 
 def mean(task: Task, scores: Sequence[Score]) -> float | None:

@@ -11,7 +11,7 @@ import numbers
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score
+from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Subset
 
 if TYPE_CHECKING:
     from capcheck.task import Task
@@ -32,8 +32,8 @@ class Evidence(Protocol):
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
 
-    def broken(self) -> tuple[Flip, ...]:
-        """Ask every item and return what broke; this is a gate of the metric `items`."""
+    def listed(self, subset: Subset) -> tuple[Flip, ...]:
+        """Ask every item and return those of a subset; this is a gate of the metric `items`."""
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
@@ -174,7 +174,7 @@ class Comparison:
     def broken(self) -> tuple[Flip, ...]:
         """The items that dense has right and compressed has wrong. Asks every item."""
         self._need_right_and_wrong()
-        return self._evidence.broken()
+        return self._evidence.listed("broken")
 
     @property
     def fixed(self) -> tuple[Flip, ...]:
@@ -182,11 +182,36 @@ class Comparison:
         self._need_right_and_wrong()
         return self._evidence.fixed()
 
+    @property
+    def changed(self) -> tuple[Flip, ...]:
+        """The items that both have wrong, with different answers. Asks every item."""
+        self._need_right_and_wrong()
+        return self._evidence.listed("changed")
+
+    @property
+    def format_failures(self) -> tuple[Flip, ...]:
+        """The items where the compressed answer alone could not be read. Asks every item."""
+        self._need_written_answers()
+        return self._evidence.listed("format_failures")
+
+    @property
+    def degenerate(self) -> tuple[Flip, ...]:
+        """The items where the compressed answer alone is empty or loops. Asks every item."""
+        self._need_written_answers()
+        return self._evidence.listed("degenerate")
+
     def _need_right_and_wrong(self) -> None:
         if "retention" not in self.task.metrics:
             raise TypeError(
                 f"task {self.task.name!r} measures perplexity: no document is right or wrong, "
-                "so none is broken or fixed"
+                "so none is broken, fixed or changed"
+            )
+
+    def _need_written_answers(self) -> None:
+        if not self.task.writes:
+            raise TypeError(
+                f"task {self.task.name!r} has the model write nothing, so no answer has a format "
+                "or is degenerate; tasks made with generation or @task have such answers"
             )
 
     @property

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capcheck.result import Flip, Gate, Interval, Verdict
+from capcheck.result import Flip, Gate, Interval, Subset, Verdict
 
 _WIDTH = 60
+_SUBSETS: dict[Subset, str] = {
+    "broken": "broken item",
+    "changed": "changed wrong answer",
+    "format_failures": "new format failure",
+    "degenerate": "new degenerate answer",
+}
+_SHOWN: dict[Subset, str] = {
+    "broken": "broken",
+    "changed": "wrong in another way",
+    "format_failures": "format failures",
+    "degenerate": "degenerate",
+}
 
 
 def headline(gate: Gate) -> str:
     """Return one line: the task, the claim and what became of it."""
-    said = "no broken item that matters" if gate.claim.metric == "items" else str(gate.claim)
+    subset = gate.claim.subset
+    said = f"no {_SUBSETS[subset]} that matters" if subset is not None else str(gate.claim)
     return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}"
 
 
@@ -43,11 +56,17 @@ def figures(gate: Gate) -> list[str]:
             f"each bound at {gate.confidence * 100:.6g}% confidence"
         )
     if gate.claim.metric != "ratio" and gate.compressed is not None:
-        lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed")
+        changed = f", {gate.changed} wrong in another way" if gate.changed else ""
+        lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed{changed}")
     if any(gate.unparsable):
         lines.append(
             f"  format      {gate.unparsable[1]} answers could not be read "
             f"({reference}: {gate.unparsable[0]}), each scored 0"
+        )
+    if any(gate.empty) or any(gate.looping):
+        lines.append(
+            f"  degenerate  {gate.empty[1]} answers are empty and {gate.looping[1]} loop "
+            f"({reference}: {gate.empty[0]} and {gate.looping[0]})"
         )
     if gate.needed is not None and gate.verdict is Verdict.UNDECIDED:
         lines.append(f"  to settle   about {gate.needed} items, if they went on like these")
@@ -61,7 +80,8 @@ def figures(gate: Gate) -> list[str]:
 def answers(gate: Gate, *, command: str = "") -> list[str]:
     """Return broken items with both answers, and the command that runs the test again."""
     reference = "dense" if gate.against == "none" else gate.against
-    lines = _examples(gate.examples, reference, gate.recipe)
+    shown = _SHOWN[gate.claim.subset or "broken"]
+    lines = _examples(gate.examples, shown, reference, gate.recipe)
     return [*lines, f"  again       {command}"] if command else lines
 
 
@@ -81,10 +101,10 @@ def _items(gate: Gate) -> str:
     return f"{gate.used} {what}" if whole else f"{gate.used} of {gate.available} {what}"
 
 
-def _examples(examples: Sequence[Flip], reference: str, recipe: str) -> list[str]:
+def _examples(examples: Sequence[Flip], what: str, reference: str, recipe: str) -> list[str]:
     if not examples:
         return []
-    lines = ["  broken, for example"]
+    lines = [f"  {what}, for example"]
     width = max(len(reference), len(recipe), len("wanted"))
     for flip in examples:
         item = flip.item

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from capcheck.rows import Item
 
 Metric = Literal["retention", "drop", "ratio", "items"]
+Subset = Literal["broken", "changed", "format_failures", "degenerate"]
+"""Items that a test may ask for; an assert on them is a gate of the metric `items`."""
+
+Degenerate = Literal["", "empty", "looping"]
 JSON = dict[str, Any]
 
 
@@ -57,6 +61,7 @@ class Score:
         value: 0 (wrong) to 1 (right); for perplexity the nats per token of the document.
         text: the answer as a person would read it.
         unparsable: the answer had no form that could be scored, and `value` is 0 for it.
+        degenerate: what is degenerate about a written answer (`capcheck.tasks.degenerate`).
         weight: the tokens behind `value` for perplexity, else 1.
     """
 
@@ -64,6 +69,7 @@ class Score:
     text: str
     unparsable: bool = False
     weight: float = 1.0
+    degenerate: Degenerate = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item that one model has right and the other wrong, with both answers.
+    """An item that the two models answer differently, with both answers.
 
     `flip["field"]` reads a field of the item.
 
@@ -107,10 +113,15 @@ class Flip:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a gate asserts: that `metric` is on the good side of `threshold`."""
+    """What a gate asserts: that `metric` is on the good side of `threshold`.
+
+    For the metric `items` there is no threshold: the test says what it wants of the items in
+    `subset`.
+    """
 
     metric: Metric
     threshold: float | None
+    subset: Subset | None = None
 
     def __str__(self) -> str:
         sign = ">=" if self.metric == "retention" else "<="
@@ -126,13 +137,16 @@ class Gate:
         dense, compressed: mean scores (perplexities for the metric `ratio`), or None.
         used, available: items asked, items the task has.
         needed: about how many items would settle an undecided gate, where that can be said.
+        changed: items that both have wrong, with different answers.
         unparsable: format failures of the dense and the compressed model.
+        empty, looping: degenerate answers of the dense and the compressed model.
         reason: why it is vacuous or undecided, in words.
         perplexity: the perplexity ratio of the recipe, where it was measured.
         silent: the gate is degraded while perplexity is within its tolerance.
         seconds: wall time that the gate took.
         confidence: of the verdict and of each bound; a marker may have raised it.
-        examples: the first items that broke, with both answers.
+        examples: the first items that broke, or the first of the claim's subset, with both
+            answers.
     """
 
     task: str
@@ -147,7 +161,10 @@ class Gate:
     available: int
     broken: int = 0
     fixed: int = 0
+    changed: int = 0
     unparsable: tuple[int, int] = (0, 0)
+    empty: tuple[int, int] = (0, 0)
+    looping: tuple[int, int] = (0, 0)
     needed: int | None = None
     reason: str = ""
     perplexity: Interval | None = None
@@ -165,6 +182,7 @@ class Gate:
             "against": self.against,
             "metric": self.claim.metric,
             "threshold": self.claim.threshold,
+            "subset": self.claim.subset,
             "verdict": str(self.verdict),
             "dense": self.dense,
             "compressed": self.compressed,
@@ -174,7 +192,12 @@ class Gate:
             "items": {"used": self.used, "available": self.available},
             "broken": self.broken,
             "fixed": self.fixed,
+            "changed": self.changed,
             "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
+            "degenerate": {
+                side: {"empty": self.empty[i], "looping": self.looping[i]}
+                for i, side in enumerate(("dense", "compressed"))
+            },
             "confidence": self.confidence,
             "needed": self.needed,
             "reason": self.reason,

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from capcheck.errors import UsageError
 from capcheck.result import JSON, Metric, Score
@@ -43,7 +43,10 @@ class Task(ABC):
         header: text before every prompt, the same for all items (few-shot examples).
         cluster: the field whose equal values mark items that stand or fall together (questions on
             one passage); they count as one unit of evidence.
+        writes: whether the model writes its answers, so that they have a form that can fail.
     """
+
+    writes: ClassVar[bool] = False
 
     name: str
     source: Source

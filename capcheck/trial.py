@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from capcheck import stats
 from capcheck.answers import Answers, mean
 from capcheck.errors import OutOfTimeError, VacuousError
 from capcheck.gates import PENDING, is_silent
 from capcheck.recipe import Recipe
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
+from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
 from capcheck.rounds import looks_of
 
 if TYPE_CHECKING:
@@ -74,25 +75,26 @@ class Trial:
         asked = self._answers.ask(len(self._answers.units))
         return self._estimate(metric, asked)
 
-    def broken(self) -> tuple[Flip, ...]:
-        """Ask every item and return what broke; record a gate of the metric `items`."""
+    def listed(self, subset: Subset) -> tuple[Flip, ...]:
+        """Ask every item and return those of a subset; record a gate of the metric `items`."""
         started = time.monotonic()
-        claim = Claim("items", None)
+        claim = Claim("items", None, subset)
         try:
             asked = self._answers.ask(len(self._answers.units))
         except OutOfTimeError:
             self._finish(self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME))
             raise
         if not self._shown(claim, asked):
-            self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
+            reason = _NOTHING[subset]
+            self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
         gate = self._beside(gate)
         self._finish(replace(gate, seconds=time.monotonic() - started))
-        return self._answers.flips(asked)[0]
+        return self._answers.flips(asked, subset)
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
-        return self._answers.flips(self._answers.ask(len(self._answers.units)))[1]
+        return self._answers.flips(self._answers.ask(len(self._answers.units)), "fixed")
 
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
         """Ask every item and return both sides' scores in the order of the items."""
@@ -199,15 +201,23 @@ class Trial:
 
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
         """Whether the reference is shown to have something that the claim could find lost."""
-        values = np.array([score.value for score in self._answers.of(0, asked)])
+        scores = self._answers.of(0, asked)
+        if claim.subset == "changed":
+            return any(score.value < 0.5 for score in scores)
+        values = [score.value for score in scores]
+        chances: ArrayLike = self._answers.chances
+        if claim.subset == "format_failures":
+            values, chances = [float(not s.unparsable) for s in scores], 0.0
+        elif claim.subset == "degenerate":
+            values, chances = [float(not s.degenerate) for s in scores], 0.0
         margin = _MARGIN
         if claim.metric == "drop" and claim.threshold is not None:
             margin = max(margin, claim.threshold)
         if margin >= 1:  # nobody can lose that much
             return False
         return stats.shown_above_chance(
-            values,
-            self._answers.chances,
+            np.array(values),
+            chances,
             margin,
             self._settings.alpha,
             declared=len(self._answers.units),
@@ -227,9 +237,11 @@ class Trial:
     ) -> Gate:
         sides = [self._answers.of(side, asked) for side in (0, 1)]
         paired = all(sides) and "ratio" not in self._task.metrics
-        broken, fixed = self._answers.flips(asked) if paired else ((), ())
+        flips = {
+            which: self._answers.flips(asked, which) if paired else ()
+            for which in ("broken", "fixed", "changed", claim.subset or "broken")
+        }
         dense, compressed = (mean(self._task, scores) for scores in sides)
-        unparsable = [sum(score.unparsable for score in scores) for scores in sides]
         return Gate(
             task=self._task.name,
             recipe=str(self._recipe),
@@ -241,13 +253,16 @@ class Trial:
             estimate=estimate,
             used=len(asked),
             available=len(self._answers.items),
-            broken=len(broken),
-            fixed=len(fixed),
-            unparsable=(unparsable[0], unparsable[1]),
+            broken=len(flips["broken"]),
+            fixed=len(flips["fixed"]),
+            changed=len(flips["changed"]),
+            unparsable=_counts(sides, lambda score: score.unparsable),
+            empty=_counts(sides, lambda score: score.degenerate == "empty"),
+            looping=_counts(sides, lambda score: score.degenerate == "looping"),
             needed=needed,
             reason=reason,
             confidence=self._settings.confidence,
-            examples=broken[:_SHOWN],
+            examples=flips[claim.subset or "broken"][:_SHOWN],
         )
 
     def _beside(self, gate: Gate) -> Gate:
@@ -267,6 +282,18 @@ class Trial:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
 
 
+def _counts(sides: Sequence[Sequence[Score]], wanted: Callable[[Score], bool]) -> tuple[int, int]:
+    """Return how many answers of either side are of a kind."""
+    dense, compressed = (sum(map(wanted, scores)) for scores in sides)
+    return dense, compressed
+
+
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
+_NOTHING: dict[Subset, str] = {
+    "broken": _VACUOUS,
+    "changed": "the dense model has no wrong answer that could change",
+    "format_failures": "the dense model is not shown to give answers that can be read",
+    "degenerate": "the dense model is not shown to give answers that are not empty and do not loop",
+}
 _NO_TIME = "the time budget ran out"
 _MARGIN = 0.01

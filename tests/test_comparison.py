@@ -8,12 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from capcheck import generation
+from capcheck import choices, generation
 from capcheck.comparison import Comparison, Estimate
 from capcheck.result import Claim, Interval
 from capcheck.tasks.perplexity import perplexity
 
 QA = generation([{"prompt": "p", "answers": "a"}], name="qa")
+PICK = choices([{"prompt": "p", "choices": ["a", "b"], "answer": 0}], name="pick")
 TEXT = perplexity([{"text": "t"}], name="text")
 
 
@@ -33,11 +34,12 @@ class Told:
         self.asked.append(metric)
         return Interval(0.9, 0.8, 1.0, 42)
 
-    def broken(self):
-        self.asked.append("broken")
+    def listed(self, subset):
+        self.asked.append(subset)
         return ()
 
-    fixed = scores = broken
+    def fixed(self):
+        return self.listed("fixed")
 
 
 def estimate(metric="retention", holds=True):
@@ -127,9 +129,20 @@ def test_a_task_has_the_estimates_that_make_sense_of_it():
         _ = Comparison(TEXT, "rtn:4", Told()).drop
     with pytest.raises(TypeError, match="'qa' has no ratio; its estimates are retention and drop"):
         _ = Comparison(QA, "rtn:4", Told()).ratio
-    for name in ("broken", "fixed"):
+    for name in ("broken", "fixed", "changed"):
         with pytest.raises(TypeError, match="measures perplexity"):
             getattr(Comparison(TEXT, "rtn:4", Told()), name)
+    for name in ("format_failures", "degenerate"):
+        for asked in (TEXT, PICK):
+            with pytest.raises(TypeError, match="has the model write nothing"):
+                getattr(Comparison(asked, "rtn:4", Told()), name)
+
+
+@pytest.mark.parametrize("name", ["broken", "fixed", "changed", "format_failures", "degenerate"])
+def test_items_are_asked_of_the_evidence(name):
+    evidence = Told()
+    assert getattr(Comparison(QA, "rtn:4", evidence), name) == ()
+    assert evidence.asked == [name]
 
 
 @pytest.mark.parametrize(("task", "says"), [(QA, "retention >= NUMBER"), (TEXT, "ratio <= NUMBER")])

@@ -105,9 +105,27 @@ def test_an_empty_answer_is_shown_as_such():
     assert "      wanda:0.5  (nothing)" in said(replace(GATE, examples=(flip,)))
 
 
-def test_broken_items():
-    gate = replace(GATE, claim=Claim("items", None), estimate=None)
-    assert headline(gate) == "qa[wanda:0.5]: no broken item that matters is degraded"
+@pytest.mark.parametrize(
+    ("subset", "what", "shown"),
+    [
+        ("broken", "broken item", "broken"),
+        ("changed", "changed wrong answer", "wrong in another way"),
+        ("format_failures", "new format failure", "format failures"),
+        ("degenerate", "new degenerate answer", "degenerate"),
+    ],
+)
+def test_items(subset, what, shown):
+    flip = Flip(Item("1", {}, "rows item 1"), Score(1.0, "Ann"), Score(0.0, "Bob"))
+    gate = replace(GATE, claim=Claim("items", None, subset), estimate=None, examples=(flip,))
+    assert headline(gate) == f"qa[wanda:0.5]: no {what} that matters is degraded"
+    assert f"  {shown}, for example" in said(gate)
+
+
+def test_what_is_no_answer_is_counted_apart():
+    lines = said(replace(GATE, changed=3, empty=(0, 4), looping=(1, 2), unparsable=(0, 5)))
+    assert "  items       45 broken, 5 fixed, 3 wrong in another way" in lines
+    assert "  format      5 answers could not be read (dense: 0), each scored 0" in lines
+    assert "  degenerate  4 answers are empty and 2 loop (dense: 0 and 1)" in lines
 
 
 @pytest.mark.parametrize(("confidence", "shown"), [(0.9, "90"), (0.995, "99.5"), (0.999, "99.9")])

@@ -164,7 +164,7 @@ def _or_dash(value: float | None) -> str:
 
 def _gate(check: JSON) -> str:
     if check["threshold"] is None:
-        return "broken"
+        return str(check["subset"]).replace("_", " ")
     sign = ">=" if check["metric"] == "retention" else "<="
     return f"{check['metric']} {sign} {check['threshold']:g}"
 
@@ -197,6 +197,7 @@ def _notes(results: Results) -> list[str]:
             f"control (dense against itself): {flips} flips in {asked} items"
             + (", the noise floor of every comparison above" if flips else "")
         )
+    lines += dict.fromkeys(filter(None, map(_failures, results.checks)))
     lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
     counts = [f"{results.count(v)} {v}" for v in _STYLE if results.count(v)]
     if counts:
@@ -211,6 +212,27 @@ def _notes(results: Results) -> list[str]:
             f"{alpha:.3g} at most"
         )
     return lines
+
+
+_KINDS = ("could not be read", "are empty", "loop")
+
+
+def _failures(check: JSON) -> str:
+    """Return what the compressed model writes that is no answer, where dense has less of it."""
+    dense, compressed = (
+        [check["format_failures"][side], *check["degenerate"][side].values()]
+        for side in ("dense", "compressed")
+    )
+    more = [
+        f"{now} {what} ({check['against'] if check['against'] != 'none' else 'dense'}: {before})"
+        for what, before, now in zip(_KINDS, dense, compressed, strict=True)
+        if now > before
+    ]
+    if not more:
+        return ""
+    return (
+        f"{check['task']}[{check['recipe']}]: of {check['items']['used']} answers {', '.join(more)}"
+    )
 
 
 def _perplexity(check: JSON) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capcheck.errors import UsageError, nearest
 from capcheck.result import JSON, Answer, Score
 from capcheck.rows import Item, Items, source_of
 from capcheck.task import Prompt, Task, Unparsable
 from capcheck.tasks.choices import default_name
+from capcheck.tasks.degenerate import degeneration
 from capcheck.tasks.squad import contains, exact, f1, starts
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Generation(Task):
         stop: texts that end an answer and are not part of it.
         needs: fields every row must have.
     """
+
+    writes: ClassVar[bool] = True
 
     scorer: Scorer
     max_tokens: int = 32
@@ -75,19 +78,20 @@ class Generation(Task):
             UsageError: the scorer gave something other than a bool or a number from 0 to 1.
         """
         answer = Answer(reply["text"], reply["finished"])
-        if not answer.strip():
-            return Score(0.0, "")
+        degenerate = degeneration(answer)
+        if degenerate == "empty":
+            return Score(0.0, "", degenerate=degenerate)
         try:
             value = self.scorer(item, answer)
         except Unparsable:
-            return Score(0.0, str(answer), unparsable=True)
+            return Score(0.0, str(answer), unparsable=True, degenerate=degenerate)
         number = _score(value)
         if number is None:
             raise UsageError(
                 f"task {self.name!r}: its scorer gave {value!r} for {item.origin}; "
                 "it must return True or False, or a number from 0 to 1"
             )
-        return Score(number, str(answer))
+        return Score(number, str(answer), degenerate=degenerate)
 
 
 def _score(value: Any) -> float | None:

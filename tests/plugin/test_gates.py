@@ -174,6 +174,40 @@ def test_broken_is_a_gate_that_the_test_decides(folder, after, verdict):
     assert items["silent_damage"] is (verdict == "degraded")
 
 
+@pytest.mark.parametrize("name", ["changed", "format_failures", "degenerate"])
+def test_other_items_are_gates_too(folder, name):
+    folder.write(
+        f"""
+from capcheck import Unparsable
+
+@task(items=ROWS, name="qa")
+def qa(item, answer):
+    if answer.strip() == "wrong":
+        raise Unparsable
+    return item["n"] > 200 and "right" in answer
+
+def test_it(capability):
+    assert not [flip for flip in capability(qa).{name} if flip["n"] < 100]
+"""
+    )
+    result = folder.run(LOST)
+    degraded = name != "degenerate"  # the script writes no loop
+    assert result.ret == int(degraded)
+    (gate,) = folder.report(LOST)["checks"]
+    assert (gate["metric"], gate["subset"], gate["threshold"]) == ("items", name, None)
+    assert gate["verdict"] == ("degraded" if degraded else "retained")
+    assert gate["items"] == {"used": 400, "available": 400}
+    assert gate["format_failures"]["compressed"] > gate["format_failures"]["dense"] == 0
+    assert gate["silent_damage"] is degraded
+    result.stdout.fnmatch_lines([f"qa *{name.replace('_', ' ')} *400/400*{gate['verdict']}*"])
+
+
+def test_items_of_a_task_that_writes_nothing(folder):
+    folder.write("def test_it(capability):\n    assert not capability(PICK).degenerate\n")
+    result = folder.run(KEPT)
+    result.stdout.fnmatch_lines(["*TypeError: task 'pick' has the model write nothing*"])
+
+
 def test_broken_read_twice_is_one_gate(folder):
     found = gates(folder, "c = capability(QA)\nassert c.broken\nassert len(c.broken) > 3", LOST)
     assert len(found) == 1

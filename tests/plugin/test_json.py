@@ -8,7 +8,8 @@ from capcheck.options import OPTIONS
 
 CHECK = {
     "nodeid", "task", "recipe", "against", "metric", "threshold", "verdict", "dense", "compressed",
-    "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason",
+    "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason", "subset",
+    "changed", "degenerate",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence",
 }  # fmt: skip
 LOG = {
@@ -32,6 +33,7 @@ def test_all(capability):
     assert c.retention >= 0.5
     assert c.drop <= 0.5
     assert len(c.broken) < 300
+    assert not c.degenerate
     assert capability(TEXT).ratio <= 1.05
 
 def test_none(capability):
@@ -58,7 +60,7 @@ def test_few(capability):
     layer = report["compression"][0]["layers"][0]
     assert set(layer) == {"name", "method", "shape", "sparsity", "bits"}
     checks = report["checks"]
-    assert len(checks) == 12
+    assert len(checks) == 14
     assert all(set(check) == CHECK for check in checks)
     assert {check["metric"] for check in checks} == {"retention", "drop", "ratio", "items"}
     assert {check["verdict"] for check in checks} == {"retained", "vacuous", "undecided"}
@@ -67,6 +69,9 @@ def test_few(capability):
         assert check["estimate"] is None or set(check["estimate"]) == {"value", "low", "high", "n"}
         assert isinstance(check["seconds"], float)
         assert isinstance(check["silent_damage"], bool)
+        assert (check["subset"] is not None) == (check["metric"] == "items")
+        assert set(check["format_failures"]) == set(check["degenerate"]) == {"dense", "compressed"}
+        assert set(check["degenerate"]["compressed"]) == {"empty", "looping"}
     # A gate has a threshold, but for the metric `items`.
     assert all((check["threshold"] is None) == (check["metric"] == "items") for check in checks)
 
