@@ -58,6 +58,13 @@ def figures(gate: Gate) -> list[str]:
     if gate.claim.metric != "ratio" and gate.compressed is not None:
         changed = f", {gate.changed} wrong in another way" if gate.changed else ""
         lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed{changed}")
+    if gate.lost is not None:
+        silent = gate.broken - sum(gate.lost)
+        lines.append(
+            f"  lost        {gate.lost[0]} of {gate.broken} broken in generation alone: the right "
+            "answer still scores best"
+            + (f" ({silent} wrote nothing to compare it with)" if silent else "")
+        )
     if any(gate.unparsable):
         lines.append(
             f"  format      {gate.unparsable[1]} answers could not be read "
@@ -114,6 +121,8 @@ def _examples(examples: Sequence[Flip], what: str, reference: str, recipe: str) 
         if flip.wanted:
             said.insert(0, ("wanted", flip.wanted))
         lines += [f"      {who:<{width}}  {_quoted(text)}" for who, text in said]
+        if flip.lost == "in generation":
+            lines[-1] += " (yet the right answer scores better)"
     return lines
 
 

@@ -13,6 +13,7 @@ Metric = Literal["retention", "drop", "ratio", "items"]
 Subset = Literal["broken", "changed", "format_failures", "degenerate"]
 """Items that a test may ask for; an assert on them is a gate of the metric `items`."""
 
+Lost = Literal["in generation", "altogether"]
 Degenerate = Literal["", "empty", "looping"]
 JSON = dict[str, Any]
 
@@ -99,6 +100,9 @@ class Flip:
         dense, compressed: what both answered, and its score.
         question: the prompt without the header that all items share.
         wanted: an accepted answer, or an empty text where only the scorer knows.
+        lost: of a broken item with accepted answers: `in generation` where the right answer still
+            scores best by likelihood under the compressed model, else `altogether`
+            (`capcheck.lost`); None where it was not asked or there is nothing to compare.
     """
 
     item: Item
@@ -106,6 +110,7 @@ class Flip:
     compressed: Score
     question: str = ""
     wanted: str = ""
+    lost: Lost | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.item[key]
@@ -139,6 +144,8 @@ class Gate:
         needed: about how many items would settle an undecided gate, where that can be said.
         changed: items that both have wrong, with different answers.
         unparsable: format failures of the dense and the compressed model.
+        lost: broken items that are lost in generation, and altogether; None where that was not
+            asked.
         empty, looping: degenerate answers of the dense and the compressed model.
         reason: why it is vacuous or undecided, in words.
         perplexity: the perplexity ratio of the recipe, where it was measured.
@@ -162,6 +169,7 @@ class Gate:
     broken: int = 0
     fixed: int = 0
     changed: int = 0
+    lost: tuple[int, int] | None = None
     unparsable: tuple[int, int] = (0, 0)
     empty: tuple[int, int] = (0, 0)
     looping: tuple[int, int] = (0, 0)
@@ -193,6 +201,9 @@ class Gate:
             "broken": self.broken,
             "fixed": self.fixed,
             "changed": self.changed,
+            "lost": {"in_generation": self.lost[0], "altogether": self.lost[1]}
+            if self.lost is not None
+            else None,
             "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
             "degenerate": {
                 side: {"empty": self.empty[i], "looping": self.looping[i]}

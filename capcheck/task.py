@@ -129,6 +129,10 @@ class Task(ABC):
         """Return an accepted answer for a person to read; empty where only the scorer knows."""
         return ""
 
+    def accepted(self, item: Item) -> list[str]:
+        """Return all answers that a model may write; none where only the scorer knows."""
+        return []
+
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 

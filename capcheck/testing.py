@@ -32,7 +32,8 @@ class ScriptedModels:
         settings: the run's settings.
         script: (recipe, kind, question) -> reply. The recipe is `none` for the dense model. The
             question is a prompt (`generate`, reply: text), a pair of context and continuation
-            (`loglik`, reply: nats) or a text (`document`, reply: nats).
+            (`loglik`, reply: nats) or a text (`document`, reply: nats). What broke is asked as
+            `loglik` too where a task of written answers has accepted ones (`capcheck.lost`).
         built: a file to which a line is added whenever a model is built: the recipe, `none` for
             the dense model, or `control`; None for no such file.
         asked: a file to which a line is added for every question: the recipe and the kind.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from capcheck import stats
 from capcheck.answers import Answers, mean
 from capcheck.errors import OutOfTimeError, VacuousError
 from capcheck.gates import PENDING, is_silent
+from capcheck.lost import judged
 from capcheck.recipe import Recipe
 from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
 from capcheck.rounds import looks_of
@@ -64,8 +66,8 @@ class Trial:
         """Gather the evidence that a claim needs; return whether it holds."""
         started = time.monotonic()
         gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
-        gate = self._beside(replace(gate, seconds=time.monotonic() - started))
-        self._finish(gate)
+        gate = self._beside(gate)
+        self._finish(replace(gate, seconds=time.monotonic() - started))
         if gate.verdict is Verdict.UNDECIDED:
             return self._settings.undecided == "hold"
         return gate.verdict is Verdict.RETAINED
@@ -88,9 +90,12 @@ class Trial:
             reason = _NOTHING[subset]
             self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
+        flips = self._answers.flips(asked, subset)
+        if subset == "broken":
+            gate, flips = self._judged(gate, flips)
         gate = self._beside(gate)
         self._finish(replace(gate, seconds=time.monotonic() - started))
-        return self._answers.flips(asked, subset)
+        return flips
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
@@ -140,7 +145,22 @@ class Trial:
                 clusters=clusters,
             )
             reason = reason or "too few items to tell"
-        return self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
+        gate = self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
+        if verdict is Verdict.DEGRADED:
+            gate, _ = self._judged(gate, self._answers.flips(asked, "broken"))
+        return gate
+
+    def _judged(self, gate: Gate, broken: tuple[Flip, ...]) -> tuple[Gate, tuple[Flip, ...]]:
+        """Say which broken items are lost in generation alone, where there is time to ask."""
+        try:
+            broken = judged(self._session, self._task, self._recipe, broken)
+        except OutOfTimeError:
+            return gate, broken
+        counts = Counter(flip.lost for flip in broken if flip.lost is not None)
+        if counts:
+            lost = (counts["in generation"], counts["altogether"])
+            gate = replace(gate, lost=lost, examples=broken[:_SHOWN])
+        return gate, broken
 
     def _ratio_gate(self, claim: Claim) -> Gate:
         try:

@@ -121,6 +121,22 @@ def test_items(subset, what, shown):
     assert f"  {shown}, for example" in said(gate)
 
 
+def test_what_is_lost_in_generation():
+    line = "  lost        12 of 45 broken in generation alone: the right answer still scores best"
+    assert line in said(replace(GATE, lost=(12, 33)))
+    assert f"{line} (3 wrote nothing to compare it with)" in said(replace(GATE, lost=(12, 30)))
+    flips = [
+        Flip(Item("1", {}, "rows item 1"), Score(1.0, "Ann"), Score(0.0, "Bob"), lost=lost)
+        for lost in ("in generation", "altogether", None)
+    ]
+    lines = said(replace(GATE, examples=tuple(flips)))
+    assert [line for line in lines if "wanda:0.5  " in line] == [
+        "      wanda:0.5  'Bob' (yet the right answer scores better)",
+        "      wanda:0.5  'Bob'",
+        "      wanda:0.5  'Bob'",
+    ]
+
+
 def test_what_is_no_answer_is_counted_apart():
     lines = said(replace(GATE, changed=3, empty=(0, 4), looping=(1, 2), unparsable=(0, 5)))
     assert "  items       45 broken, 5 fixed, 3 wrong in another way" in lines

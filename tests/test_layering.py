@@ -16,7 +16,18 @@ PACKAGE = Path(__file__).parent.parent / "capcheck"
 LEVELS = (
     ("plugin",),
     ("run", "xdist_scheduler", "testing", "hookspec"),
-    ("session", "trial", "answers", "gates", "rounds", "explain", "reports", "collect", "progress"),
+    (
+        "session",
+        "trial",
+        "answers",
+        "lost",
+        "gates",
+        "rounds",
+        "explain",
+        "reports",
+        "collect",
+        "progress",
+    ),
     (
         "device",
         "saving",

@@ -108,4 +108,8 @@ def _read(
 
 
 def _loglik(found: float | Loglik, text: str) -> Loglik:
+    if isinstance(found, str) or found is None:
+        raise UsageError(
+            f"the script gave {found!r} for the log-likelihood of {text!r}; it is a number of nats"
+        )
     return found if isinstance(found, Loglik) else Loglik(float(found), max(1, len(text.split())))

@@ -54,7 +54,11 @@ class Generation(Task):
 
     def wanted(self, item: Item) -> str:
         """Return the first accepted answer, where the items hold them."""
-        return accepted(item, self.needs[0])[0] if self.needs else ""
+        return next(iter(self.accepted(item)), "")
+
+    def accepted(self, item: Item) -> list[str]:
+        """Return the accepted answers, where the items hold them."""
+        return accepted(item, self.needs[0]) if self.needs else []
 
     def request(self, item: Item) -> JSON:
         """Return prompt, length and stops."""
@@ -174,6 +178,7 @@ def task(
     max_tokens: int = 64,
     prompt: Prompt = "{prompt}",
     header: str = "",
+    answers: str | None = None,
     stop: str | Sequence[str] = (),
     name: str | None = None,
     cluster: str | None = None,
@@ -182,7 +187,8 @@ def task(
     """Turn a scorer `(item, answer) -> bool or number from 0 to 1` into a task.
 
     `answer` is the generated text, a `str`; `item["field"]` reads a field of the row. The task is
-    named like the function.
+    named like the function. `answers` names a field that holds an accepted answer, or a list of
+    them: reports then show what was wanted, and whether a broken item is lost in generation alone.
 
     >>> @task(items=[{"prompt": "Refund order 7?", "order_id": "7"}])
     ... def refunds(item, answer):
@@ -201,6 +207,7 @@ def task(
             scorer=scorer,
             max_tokens=_positive(max_tokens),
             stop=_stops(stop),
+            needs=() if answers is None else (answers,),
             cluster=cluster,
         )
 

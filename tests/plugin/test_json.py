@@ -9,7 +9,7 @@ from capcheck.options import OPTIONS
 CHECK = {
     "nodeid", "task", "recipe", "against", "metric", "threshold", "verdict", "dense", "compressed",
     "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason", "subset",
-    "changed", "degenerate",
+    "changed", "degenerate", "lost",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence",
 }  # fmt: skip
 LOG = {
@@ -71,6 +71,7 @@ def test_few(capability):
         assert isinstance(check["silent_damage"], bool)
         assert (check["subset"] is not None) == (check["metric"] == "items")
         assert set(check["format_failures"]) == set(check["degenerate"]) == {"dense", "compressed"}
+        assert check["lost"] is None or set(check["lost"]) == {"in_generation", "altogether"}
         assert set(check["degenerate"]["compressed"]) == {"empty", "looping"}
     # A gate has a threshold, but for the metric `items`.
     assert all((check["threshold"] is None) == (check["metric"] == "items") for check in checks)
@@ -87,6 +88,7 @@ def test_a_loss_and_whether_it_is_silent(folder):
     assert loud["perplexity_ratio"] > 2
     assert silent["dense"] == 1.0
     assert silent["broken"] == round((1 - silent["compressed"]) * silent["items"]["used"])
+    assert silent["lost"] == {"in_generation": 0, "altogether": silent["broken"]}
     tolerant = folder.report(*args, "--capcheck-perplexity-tolerance=9")["checks"]
     assert all(check["silent_damage"] for check in tolerant)
 
