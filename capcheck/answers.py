@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from capcheck.divergence import Divergence, measured
 from capcheck.recipe import Recipe
-from capcheck.result import Flip, Score, Subset
+from capcheck.result import ON_TEXT, Flip, Score, Subset
 from capcheck.rounds import units_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,16 @@ class Answers:
         last = looks[-1] if self._against else units
         return [self.ask(look, side=0) for look in looks if look <= last][looks.index(units)]
 
+    def all(self) -> list[int]:
+        """Return the positions of all items, in the order they are asked."""
+        return [i for unit in self.units for i in unit]
+
+    def divergence(self, asked: Sequence[int]) -> Divergence:
+        """Return how both sides' next tokens differ in these documents, asked as need be."""
+        self._allowed()
+        items = [self.items[i] for i in asked]
+        return measured(self._session, self._task, self._recipe, self._against, items)
+
     def of(self, side: int, asked: Sequence[int]) -> list[Score]:
         """Return a side's scores of these items; none where only some of them are known."""
         scores = self._scores[side]
@@ -108,11 +119,11 @@ class Answers:
             return None
         return np.array([str(self.items[i].get(self._task.cluster)) for i in asked])
 
-    def nats(self, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the summed nats of each document on both sides, and its tokens; (n,) each."""
-        tokens = np.array([self._scores[0][i].weight for i in asked])
-        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
-        return first * tokens, second * tokens, tokens
+    def nats(self, side: int, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a side's summed nats of each document, and its tokens; (n,) each."""
+        scores = self.of(side, asked)
+        tokens = np.array([score.weight for score in scores])
+        return np.array([score.value for score in scores]) * tokens, tokens
 
     def _flip(self, position: int, dense: Score, compressed: Score) -> Flip:
         item = self.items[position]
@@ -138,4 +149,4 @@ def mean(task: Task, scores: Sequence[Score]) -> float | None:
     if not scores or not total:
         return None
     found = sum(score.value * score.weight for score in scores) / total
-    return float(np.exp(min(found, 700.0))) if "ratio" in task.metrics else found
+    return float(np.exp(min(found, 700.0))) if task.metrics == ON_TEXT else found

@@ -11,7 +11,17 @@ import numbers
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Subset
+from capcheck.result import (
+    MORE_IS_BETTER,
+    Claim,
+    Flip,
+    Gate,
+    Interval,
+    Metric,
+    Score,
+    Subset,
+    sign_of,
+)
 
 if TYPE_CHECKING:
     from capcheck.task import Task
@@ -46,7 +56,7 @@ class Evidence(Protocol):
 class Estimate:
     """A quantity that is known only from a sample: ordering it against a number is a gate.
 
-    `retention >= 0.95`, `drop <= 0.02` and `ratio <= 1.05` state a claim; the evidence decides it,
+    `retention >= 0.95`, `drop <= 0.02` or `ratio <= 1.05` states a claim; the evidence decides it,
     not the point value. A claim that stays undecided holds, whichever way it is written, and is
     shown as undecided. `.value`, `.low`, `.high` and `.n` ask every item and are plain numbers.
     """
@@ -109,11 +119,11 @@ class Estimate:
         if not math.isfinite(float(threshold)):
             raise TypeError(f"{self.metric} is ordered against a finite number, not {threshold}")
         holds = self._evidence.decide(Claim(self.metric, float(threshold)))
-        good_is_above = self.metric == "retention"
+        good_is_above = self.metric in MORE_IS_BETTER
         return holds if above == good_is_above else not holds
 
     def _refuse(self, what: str) -> NoReturn:
-        sign = ">=" if self.metric == "retention" else "<="
+        sign = sign_of(self.metric)
         raise TypeError(
             f"{self.metric} is an estimate with an interval, so {what} has no answer; "
             f"write {self.metric} {sign} NUMBER, or use {self.metric}.value for the point value"
@@ -150,9 +160,8 @@ class Comparison:
     def _estimate(self, metric: Metric) -> Estimate:
         wanted = self.task.metrics
         if metric not in wanted:
-            raise TypeError(
-                f"task {self.task.name!r} has no {metric}; its estimates are {' and '.join(wanted)}"
-            )
+            known = f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+            raise TypeError(f"task {self.task.name!r} has no {metric}; its estimates are {known}")
         return Estimate(metric, self._evidence, f"{self.task.name}[{self.recipe}]")
 
     @property
@@ -169,6 +178,19 @@ class Comparison:
     def ratio(self) -> Estimate:
         """Compressed perplexity over dense perplexity; 1 is unchanged."""
         return self._estimate("ratio")
+
+    @property
+    def kl(self) -> Estimate:
+        """Mean KL divergence of the next token's distribution from dense, in nats; 0 is unchanged.
+
+        A lower bound of the divergence over the whole vocabulary (`capcheck.distributions`).
+        """
+        return self._estimate("kl")
+
+    @property
+    def agreement(self) -> Estimate:
+        """Share of tokens where both find the same next token likeliest; 0 to 1 (unchanged)."""
+        return self._estimate("agreement")
 
     @property
     def broken(self) -> tuple[Flip, ...]:
@@ -221,7 +243,7 @@ class Comparison:
 
     def _refuse(self, what: str) -> NoReturn:
         first = self.task.metrics[0]
-        sign = ">=" if first == "retention" else "<="
+        sign = sign_of(first)
         raise TypeError(f"a comparison has no {what}; write capability(TASK).{first} {sign} NUMBER")
 
     def __bool__(self) -> bool:

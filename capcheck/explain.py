@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capcheck.result import Flip, Gate, Interval, Subset, Verdict
+from capcheck.result import ON_TEXT, Flip, Gate, Interval, Subset, Verdict
 
 _WIDTH = 60
 _SUBSETS: dict[Subset, str] = {
@@ -45,17 +45,18 @@ def figures(gate: Gate) -> list[str]:
     if gate.reason and gate.verdict in (Verdict.VACUOUS, Verdict.UNDECIDED):
         lines.append(f"  why         {gate.reason}")
     if gate.dense is not None and gate.compressed is not None:
-        names = "perplexity" if gate.claim.metric == "ratio" else "score"
+        names = "perplexity" if gate.claim.metric in ON_TEXT else "score"
         lines.append(
             f"  {names:<11} {reference} {number(gate.dense)}, "
             f"{gate.recipe} {number(gate.compressed)}, {_items(gate)}"
         )
     if gate.estimate is not None:
         lines.append(
-            f"  {gate.claim.metric:<11} {interval(gate.estimate)}, "
+            f"  {gate.claim.metric:<11} {interval(gate.estimate, gate.claim.metric)}, "
             f"each bound at {gate.confidence * 100:.6g}% confidence"
+            + (f", {_items(gate)}" if gate.compressed is None else "")
         )
-    if gate.claim.metric != "ratio" and gate.compressed is not None:
+    if gate.claim.metric not in ON_TEXT and gate.compressed is not None:
         changed = f", {gate.changed} wrong in another way" if gate.changed else ""
         lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed{changed}")
     if gate.lost is not None:
@@ -92,18 +93,21 @@ def answers(gate: Gate, *, command: str = "") -> list[str]:
     return [*lines, f"  again       {command}"] if command else lines
 
 
-def number(value: float) -> str:
-    """Return a score or a perplexity with as many digits as a person reads."""
+def number(value: float, metric: str = "") -> str:
+    """Return a score, a perplexity or another metric with as many digits as a person reads."""
+    if metric == "kl":  # differs by orders of magnitude between recipes
+        return f"{value:.3g}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def interval(found: Interval) -> str:
+def interval(found: Interval, metric: str = "") -> str:
     """Return `0.912 [0.880, 0.941]`."""
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+    value, low, high = (number(x, metric) for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _items(gate: Gate) -> str:
-    what = "documents" if gate.claim.metric == "ratio" else "items"
+    what = "documents" if gate.claim.metric in ON_TEXT else "items"
     whole = gate.used == gate.available
     return f"{gate.used} {what}" if whole else f"{gate.used} of {gate.available} {what}"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from capcheck import stats
-from capcheck.result import Gate, Verdict
+from capcheck.result import ON_TEXT, Gate, Verdict
 from capcheck.settings import Settings
 
 PENDING = "the test has not ended"
@@ -14,8 +14,10 @@ PENDING = "the test has not ended"
 
 
 def is_silent(gate: Gate, settings: Settings) -> bool:
-    """Whether a gate is degraded while perplexity is shown to be within its tolerance."""
+    """Whether a capability is degraded while perplexity is shown to be within its tolerance."""
     if gate.verdict is not Verdict.DEGRADED or gate.perplexity is None:
+        return False
+    if gate.claim.metric in ON_TEXT:
         return False
     quiet = stats.ratio_verdict(gate.perplexity, settings.perplexity_tolerance)
     return quiet is Verdict.RETAINED

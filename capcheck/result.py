@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from capcheck.rows import Item
 
-Metric = Literal["retention", "drop", "ratio", "items"]
+Metric = Literal["retention", "drop", "ratio", "kl", "agreement", "items"]
+ON_TEXT: tuple[Metric, ...] = ("ratio", "kl", "agreement")
+"""The metrics of a text, whose unit is the document and on which nothing is right or wrong."""
+
+MORE_IS_BETTER: tuple[Metric, ...] = ("retention", "agreement")
 Subset = Literal["broken", "changed", "format_failures", "degenerate"]
 """Items that a test may ask for; an assert on them is a gate of the metric `items`."""
 
@@ -116,6 +120,11 @@ class Flip:
         return self.item[key]
 
 
+def sign_of(metric: Metric | str) -> str:
+    """Return how a claim about a metric is written: `>=` where more is better, else `<=`."""
+    return ">=" if metric in MORE_IS_BETTER else "<="
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a gate asserts: that `metric` is on the good side of `threshold`.
@@ -129,7 +138,7 @@ class Claim:
     subset: Subset | None = None
 
     def __str__(self) -> str:
-        sign = ">=" if self.metric == "retention" else "<="
+        sign = sign_of(self.metric)
         return self.metric if self.threshold is None else f"{self.metric} {sign} {self.threshold:g}"
 
 
@@ -139,7 +148,7 @@ class Gate:
 
     Attributes:
         task, recipe, against: what was compared; `against` is `none` for the dense model.
-        dense, compressed: mean scores (perplexities for the metric `ratio`), or None.
+        dense, compressed: mean scores (perplexities for the metrics of a text), or None.
         used, available: items asked, items the task has.
         needed: about how many items would settle an undecided gate, where that can be said.
         changed: items that both have wrong, with different answers.

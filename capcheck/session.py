@@ -16,7 +16,7 @@ from capcheck.result import JSON, Gate, Interval, Score
 from capcheck.rows import Item
 from capcheck.settings import Settings
 from capcheck.store import Store, key_of
-from capcheck.task import Task
+from capcheck.task import Question, Task
 from capcheck.tasks.perplexity import Perplexity, perplexity
 from capcheck.trial import Trial
 
@@ -134,7 +134,7 @@ class Session:
         return self._ratios[recipe]
 
     def replies(
-        self, recipe: Recipe, task: Task, items: Sequence[Item], *, control: bool
+        self, recipe: Recipe, task: Question, items: Sequence[Item], *, control: bool
     ) -> list[JSON]:
         """Return the raw reply to each item, asking only for what the store does not have.
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from capcheck.errors import UsageError
 from capcheck.result import JSON, Metric, Score
@@ -30,6 +30,20 @@ class Unparsable(Exception):  # noqa: N818 - a scorer says so of an answer; noth
 
     The item scores 0 and is counted as a format failure of the model that gave the answer.
     """
+
+
+class Question(Protocol):
+    """What a model is asked of each item; a `Task` is one, and so is what explains its scores."""
+
+    @property
+    def name(self) -> str:
+        """What progress and errors call it."""
+
+    def request(self, item: Item) -> JSON:
+        """Return all that is asked for an item, as JSON; with the model it determines the reply."""
+
+    def ask(self, backend: Backend, items: Sequence[Item]) -> list[JSON]:
+        """Ask a model; return its raw reply to each item, as JSON."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

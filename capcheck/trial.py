@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike
 
 from capcheck import stats
 from capcheck.answers import Answers, mean
+from capcheck.divergence import Divergence
 from capcheck.errors import OutOfTimeError, VacuousError
 from capcheck.gates import PENDING, is_silent
 from capcheck.lost import judged
 from capcheck.recipe import Recipe
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
+from capcheck.result import ON_TEXT, Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
 from capcheck.rounds import looks_of
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ class Trial:
         self._settings = settings
         self._record = record
         self._answers = Answers(session, task, recipe, against, settings, allowed)
+        self._diverged: Divergence | None = None
         self.last_gate: Gate | None = None
 
     def decide(self, claim: Claim) -> bool:
         """Gather the evidence that a claim needs; return whether it holds."""
         started = time.monotonic()
-        gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
+        gate = self._text_gate(claim) if claim.metric in ON_TEXT else self._paired_gate(claim)
         gate = self._beside(gate)
         self._finish(replace(gate, seconds=time.monotonic() - started))
         if gate.verdict is Verdict.UNDECIDED:
@@ -74,8 +76,9 @@ class Trial:
 
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
-        asked = self._answers.ask(len(self._answers.units))
-        return self._estimate(metric, asked)
+        if metric in ("kl", "agreement"):
+            return self._on_text(metric, self._answers.all(), self._settings.alpha)
+        return self._estimate(metric, self._answers.ask(len(self._answers.units)))
 
     def listed(self, subset: Subset) -> tuple[Flip, ...]:
         """Ask every item and return those of a subset; record a gate of the metric `items`."""
@@ -162,24 +165,43 @@ class Trial:
             gate = replace(gate, lost=lost, examples=broken[:_SHOWN])
         return gate, broken
 
-    def _ratio_gate(self, claim: Claim) -> Gate:
+    def _text_gate(self, claim: Claim) -> Gate:
+        side = None if claim.metric == "ratio" else 0  # the dense model's nats tell what is vacuous
+        assert claim.threshold is not None
+        asked: list[int] = []
         try:
-            asked = self._answers.ask(len(self._answers.units))
+            asked = self._answers.ask(len(self._answers.units), side)
+            vocabulary = self._session.vocabulary()
+            dense = self._answers.nats(0, asked)
+            if not stats.perplexity_shown(*dense, vocabulary, alpha=self._settings.alpha):
+                reason = (
+                    "the dense model's perplexity is not shown to be better than guessing tokens"
+                )
+                return self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason)
+            estimate = self._on_text(claim.metric, asked, self._settings.alpha)
         except OutOfTimeError:
             return self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME)
-        dense, _, tokens = self._answers.nats(asked)
-        vocabulary = self._session.vocabulary()
-        if not stats.perplexity_shown(dense, tokens, vocabulary, alpha=self._settings.alpha):
-            reason = "the dense model's perplexity is not shown to be better than guessing tokens"
-            return self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason)
-        estimate = self._estimate("ratio", asked)
-        assert claim.threshold is not None
-        verdict = stats.ratio_verdict(estimate, claim.threshold)
+        find = stats.agreement_verdict if claim.metric == "agreement" else stats.ratio_verdict
+        verdict = find(estimate, claim.threshold)
         if verdict is Verdict.DEGRADED:  # one of many is called so at a smaller error
             strict = self._settings.alpha / self._settings.gates
-            verdict = stats.ratio_verdict(self._ratio(asked, strict), claim.threshold)
+            verdict = find(self._on_text(claim.metric, asked, strict), claim.threshold)
         reason = "too few documents to tell" if verdict is Verdict.UNDECIDED else ""
         return self._gate(claim, verdict, asked, estimate, reason=reason)
+
+    def _on_text(self, metric: Metric, asked: Sequence[int], alpha: float) -> Interval:
+        """Return the estimate of a text's metric; asks what it needs and is not known yet."""
+        seed = self._settings.seed
+        if metric == "ratio":
+            dense, tokens = self._answers.nats(0, asked)
+            compressed, _ = self._answers.nats(1, asked)
+            return stats.ratio_interval(dense, compressed, tokens, alpha=alpha, seed=seed)
+        if self._diverged is None:
+            self._diverged = self._answers.divergence(asked)
+        found = self._diverged
+        if metric == "kl":
+            return stats.kl_interval(found.nats, found.positions, alpha=alpha, seed=seed)
+        return stats.agreement_interval(found.agreed / found.positions, alpha=alpha)
 
     def _verdict(self, claim: Claim, asked: Sequence[int], looks: Sequence[int]) -> Verdict:
         d, c, g, clusters = self._answers.arrays(asked)
@@ -200,7 +222,7 @@ class Trial:
     ) -> Interval:
         alpha = self._settings.alpha
         if metric == "ratio":
-            return self._ratio(asked, alpha)
+            return self._on_text(metric, asked, alpha)
         d, c, g, clusters = self._answers.arrays(asked)
         find = stats.retention_interval if metric == "retention" else stats.drop_interval
         return find(
@@ -211,12 +233,6 @@ class Trial:
             clusters=clusters,
             looks=looks or [len(self._answers.units)],
             declared=len(self._answers.units),
-        )
-
-    def _ratio(self, asked: Sequence[int], alpha: float) -> Interval:
-        dense, compressed, tokens = self._answers.nats(asked)
-        return stats.ratio_interval(
-            dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
         )
 
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
@@ -256,7 +272,7 @@ class Trial:
         needed: int | None = None,
     ) -> Gate:
         sides = [self._answers.of(side, asked) for side in (0, 1)]
-        paired = all(sides) and "ratio" not in self._task.metrics
+        paired = all(sides) and self._task.metrics != ON_TEXT
         flips = {
             which: self._answers.flips(asked, which) if paired else ()
             for which in ("broken", "fixed", "changed", claim.subset or "broken")

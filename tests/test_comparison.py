@@ -56,7 +56,14 @@ def test_any_real_number_is_a_threshold(number):
 
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize(
-    ("metric", "good_above"), [("retention", True), ("drop", False), ("ratio", False)]
+    ("metric", "good_above"),
+    [
+        ("retention", True),
+        ("drop", False),
+        ("ratio", False),
+        ("kl", False),
+        ("agreement", True),
+    ],
 )
 def test_the_claim_is_that_nothing_is_lost_whichever_way_it_is_written(metric, good_above, holds):
     found = estimate(metric, holds)
@@ -102,6 +109,8 @@ def test_what_is_refused(use, says):
 def test_the_other_sign_is_named_where_less_is_better():
     with pytest.raises(TypeError, match="write drop <= NUMBER"):
         bool(estimate("drop"))
+    with pytest.raises(TypeError, match="write agreement >= NUMBER"):
+        bool(estimate("agreement"))
 
 
 def test_numbers():
@@ -127,8 +136,11 @@ def test_what_is_shown_asks_nothing():
 def test_a_task_has_the_estimates_that_make_sense_of_it():
     with pytest.raises(TypeError, match="'text' has no drop; its estimates are ratio"):
         _ = Comparison(TEXT, "rtn:4", Told()).drop
-    with pytest.raises(TypeError, match="'qa' has no ratio; its estimates are retention and drop"):
-        _ = Comparison(QA, "rtn:4", Told()).ratio
+    for name in ("ratio", "kl", "agreement"):
+        says = f"'qa' has no {name}; its estimates are retention and drop"
+        with pytest.raises(TypeError, match=says):
+            getattr(Comparison(QA, "rtn:4", Told()), name)
+        assert repr(getattr(Comparison(TEXT, "rtn:4", Told()), name)) == f"<{name} of text[rtn:4]>"
     for name in ("broken", "fixed", "changed"):
         with pytest.raises(TypeError, match="measures perplexity"):
             getattr(Comparison(TEXT, "rtn:4", Told()), name)

@@ -78,6 +78,18 @@ def test_a_ratio_speaks_of_documents():
     ]
 
 
+def test_a_divergence_has_digits_enough_and_names_its_documents():
+    gate = replace(
+        GATE, claim=Claim("kl", 0.0001), compressed=None, used=40, available=40,
+        estimate=Interval(0.000123456, 5e-05, 12.345, 40), silent=False,
+    )  # fmt: skip
+    assert said(gate) == [
+        "qa[wanda:0.5]: kl <= 0.0001 is degraded",
+        "  kl          0.000123 [5e-05, 12.3], each bound at 95% confidence, 40 documents",
+        "  perplexity  ratio 1.010 [1.000, 1.020]",
+    ]
+
+
 def test_the_reference_is_named():
     lines = said(replace(GATE, against="wanda:2:4", unparsable=(1, 7)))
     assert "  score       wanda:2:4 0.800, wanda:0.5 0.600, 200 of 400 items" in lines

@@ -21,6 +21,7 @@ LEVELS = (
         "trial",
         "answers",
         "lost",
+        "divergence",
         "gates",
         "rounds",
         "explain",
@@ -55,7 +56,7 @@ LEVELS = (
     ("task", "settings", "options"),
     ("rows",),
     ("recipe",),
-    ("recipe_text",),
+    ("recipe_text", "distributions"),
     ("methods", "result", "errors", "__init__"),
 )
 PYTEST = {"plugin", "run", "collect", "hookspec", "xdist_scheduler"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,29 @@ def token_nats(
 ) -> torch.Tensor:
     """Return ln p of each target token, float32 `[n]`.
 
+    Args:
+        model, ids, where, cache: as in `chunks_of_logits`.
+        targets: the token that follows each of the rows; `[n]`.
+
+    Raises:
+        ModelError: as in `chunks_of_logits`.
+    """
+    rows = scored_at_once(model)
+    assert cache is None or len(where) <= rows
+    nats = []
+    with closing(chunks_of_logits(model, ids, where, rows, cache)) as chunks:
+        for logits, expected in zip(chunks, targets.split(rows), strict=True):
+            nats.append(-F.cross_entropy(logits.float(), expected, reduction="none"))  # [c]
+    return torch.cat(nats)
+
+
+def chunks_of_logits(
+    model: Any, ids: torch.Tensor, where: torch.Tensor, rows: int, cache: Any = None
+) -> Generator[torch.Tensor, None, None]:
+    """Yield the logits of the rows, `rows` at a time: `[c, vocab]` each, in the model's dtype.
+
+    Close it (`contextlib.closing`) where it is not read to its end: until then the model is hooked.
+
     A hook in front of the head hands on only the hidden rows that are scored, so the model itself
     computes just those logits and whatever it does to them afterwards (Gemma 2 caps them). They are
     computed a chunk at a time: for all chunks but the first the decoder returns what it returned
@@ -42,7 +65,7 @@ def token_nats(
         model: a causal language model in evaluation mode.
         ids: token ids `[b, t]`, padded on the right with any token.
         where: the rows to score, as indices into `[b * t]`; `[n]`.
-        targets: the token that follows each of them; `[n]`.
+        rows: how many are computed in one piece.
         cache: keys and values of what comes before `ids`. No more than `scored_at_once` rows are
             scored then, for the model runs once.
 
@@ -50,10 +73,7 @@ def token_nats(
         ModelError: the model computes its logits past its head, so rows cannot be selected.
     """
     head, decoder = model.get_output_embeddings(), model.get_decoder()
-    rows = scored_at_once(model)
-    assert cache is None or len(where) <= rows
     kept: list[Any] = []
-    nats = []
     with ExitStack() as undo:
         keeping = decoder.register_forward_hook(lambda module, args, output: kept.append(output))
         undo.callback(keeping.remove)
@@ -67,13 +87,11 @@ def token_nats(
                     f"{type(model).__name__} does not compute its logits by its output embedding; "
                     "this architecture cannot be asked"
                 )
-            expected = targets[at * rows : at * rows + rows]
-            nats.append(-F.cross_entropy(logits[0].float(), expected, reduction="none"))  # [c]
+            yield logits[0]
             # Replayed only where it is certain what to replay; else the whole model runs again.
             if at == 0 and len(kept) == 1 and decoder is not model:
                 keeping.remove()
                 undo.enter_context(_returning(decoder, kept[0]))
-    return torch.cat(nats)
 
 
 def scored_at_once(model: Any) -> int:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from capcheck.explain import number
 from capcheck.reports import Results
-from capcheck.result import JSON
+from capcheck.result import JSON, ON_TEXT, sign_of
 
 _UNLIMITED = 10_000
 _STYLE = {"retained": "green", "degraded": "red", "undecided": "yellow", "vacuous": "dim"}
@@ -152,7 +152,7 @@ def _row(check: JSON) -> dict[str, str | Text]:
 
 
 def _flips(check: JSON) -> str:
-    if check["metric"] == "ratio":
+    if check["metric"] in ON_TEXT:
         return ""
     # A vacuous gate did not ask the compressed model.
     return "-" if check["compressed"] is None else f"-{check['broken']} +{check['fixed']}"
@@ -165,15 +165,15 @@ def _or_dash(value: float | None) -> str:
 def _gate(check: JSON) -> str:
     if check["threshold"] is None:
         return str(check["subset"]).replace("_", " ")
-    sign = ">=" if check["metric"] == "retention" else "<="
-    return f"{check['metric']} {sign} {check['threshold']:g}"
+    return f"{check['metric']} {sign_of(check['metric'])} {check['threshold']:g}"
 
 
 def _estimate(check: JSON) -> str:
     found = check["estimate"]
     if found is None:
         return "-"
-    return f"{number(found['value'])} [{number(found['low'])}, {number(found['high'])}]"
+    value, low, high = (number(found[key], check["metric"]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _notes(results: Results) -> list[str]:
@@ -188,7 +188,7 @@ def _notes(results: Results) -> list[str]:
     controls = [
         c
         for c in results.checks
-        if c["recipe"] == "none" and c["metric"] != "ratio" and c["compressed"] is not None
+        if c["recipe"] == "none" and c["metric"] not in ON_TEXT and c["compressed"] is not None
     ]
     if controls:
         flips = sum(c["broken"] + c["fixed"] for c in controls)

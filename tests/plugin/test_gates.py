@@ -202,6 +202,43 @@ def test_it(capability):
     result.stdout.fnmatch_lines([f"qa *{name.replace('_', ' ')} *400/400*{gate['verdict']}*"])
 
 
+def test_divergence_and_agreement_are_gates(folder):
+    body = """
+assert capability.perplexity.ratio <= 1.05
+assert capability.perplexity.kl <= 2
+assert capability.perplexity.agreement >= 0.3
+assert capability(TEXT).agreement.value < 1
+assert capability(TEXT).kl <= 0.001
+"""
+    found = gates(folder, body, LOST)
+    assert [(g["metric"], g["threshold"], g["verdict"]) for g in found] == [
+        ("ratio", 1.05, "retained"),
+        ("kl", 2.0, "retained"),
+        ("agreement", 0.3, "retained"),
+        ("kl", 0.001, "degraded"),
+    ]
+    assert [(g["compressed"], g["silent_damage"]) for g in found[1:]] == [(None, False)] * 3
+    assert found[3]["perplexity_ratio"] == 1.0
+    # Both sides are asked once of each text, whatever is read of it.
+    assert folder.lines("asked").count("none tokens") == 80
+    assert folder.lines("asked").count("wanda:0.5 tokens") == 80
+    result = folder.run(LOST)
+    result.stdout.fnmatch_lines(
+        [
+            "*E * text?wanda:0.5?: kl <= 0.001 is degraded",
+            "*E * kl * 0.* [[]0.*], each bound at 95% confidence, 40 documents",
+            "*wanda:0.5 *2.7* - * 0.* [[]0.*] *agreement >= 0.3 *40/40 *retained*",
+        ]
+    )
+    assert "silent damage" not in result.stdout.str()
+
+
+def test_divergence_of_what_has_answers(folder):
+    folder.write("def test_it(capability):\n    assert capability(QA).kl <= 1\n")
+    says = "*TypeError: task 'qa' has no kl; its estimates are retention and drop*"
+    folder.run(KEPT).stdout.fnmatch_lines([says])
+
+
 def test_items_of_a_task_that_writes_nothing(folder):
     folder.write("def test_it(capability):\n    assert not capability(PICK).degenerate\n")
     result = folder.run(KEPT)

@@ -35,6 +35,8 @@ def test_all(capability):
     assert len(c.broken) < 300
     assert not c.degenerate
     assert capability(TEXT).ratio <= 1.05
+    assert capability(TEXT).kl <= 1.5
+    assert capability(TEXT).agreement >= 0.5
 
 def test_none(capability):
     assert capability(NONE).retention >= 0.5
@@ -60,9 +62,10 @@ def test_few(capability):
     layer = report["compression"][0]["layers"][0]
     assert set(layer) == {"name", "method", "shape", "sparsity", "bits"}
     checks = report["checks"]
-    assert len(checks) == 14
+    assert len(checks) == 18
     assert all(set(check) == CHECK for check in checks)
-    assert {check["metric"] for check in checks} == {"retention", "drop", "ratio", "items"}
+    metrics = {"retention", "drop", "ratio", "kl", "agreement", "items"}
+    assert {check["metric"] for check in checks} == metrics
     assert {check["verdict"] for check in checks} == {"retained", "vacuous", "undecided"}
     for check in checks:
         assert set(check["items"]) == {"used", "available"}
