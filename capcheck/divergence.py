@@ -29,25 +29,28 @@ if TYPE_CHECKING:
 TOKENS = 32
 """The likeliest tokens at a position that are compared one by one; all others are one outcome."""
 
-POSITIONS = 16
-"""Positions of a document, evenly spaced: some 7 kB of a document in the store, both sides."""
+POSITIONS = 2560
+"""Positions of all documents together: some 700 kB in the store for dense, 400 for a recipe."""
+
+_OF_A_DOCUMENT = (8, 64)  # at least and at most, evenly spaced
 
 
 @dataclass(frozen=True)
 class _Likeliest:
-    """What the reference is asked."""
+    """What the reference is asked, at up to `most` positions of each document."""
 
     name: str
+    most: int
 
     def request(self, item: Item) -> JSON:
         """Return the document and how much of its distributions is wanted."""
-        what = {"tokens": TOKENS, "positions": POSITIONS}
+        what = {"tokens": TOKENS, "positions": self.most}
         return {"kind": "top_tokens", "text": item["text"], **what}
 
     def ask(self, backend: Backend, items: Sequence[Item]) -> list[JSON]:
         """Ask for the likeliest tokens of every document."""
         texts = [item["text"] for item in items]
-        return [found.to_json() for found in backend.top_tokens(texts, TOKENS, POSITIONS)]
+        return [found.to_json() for found in backend.top_tokens(texts, TOKENS, self.most)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def measured(
         ModelError: a divergence is infinite.
         OutOfTimeError: the time budget is spent.
     """
-    first = session.replies(against, _Likeliest(task.name), items, control=False)
+    fewest, most = _OF_A_DOCUMENT
+    question = _Likeliest(task.name, min(most, max(fewest, POSITIONS // len(items))))
+    first = session.replies(against, question, items, control=False)
     tops = {item.id: reply for item, reply in zip(items, first, strict=True)}
     second = session.replies(recipe, _OfTheSame(task.name, tops), items, control=not recipe)
     nats, agreed, positions = [], [], []

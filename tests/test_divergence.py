@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from capcheck import perplexity
-from capcheck.divergence import POSITIONS, TOKENS
+from capcheck.divergence import POSITIONS, TOKENS, measured
 from capcheck.errors import ModelError, VacuousError
 from capcheck.recipe import Recipe
 from capcheck.result import Verdict
@@ -172,13 +173,22 @@ def test_the_time_budget():
 
 def test_long_texts_are_looked_at_in_places_and_large_vocabularies_in_part():
     rng = np.random.default_rng(0)
-    drawn = {name: rng.gamma(0.3, size=(60, 5 * POSITIONS, 3 * TOKENS)) for name in "pq"}
+    drawn = {name: rng.gamma(0.3, size=(60, 200, 3 * TOKENS)) for name in "pq"}
     run = Run(lambda recipe, n: drawn["p" if recipe == "none" else "q"][n])
     found = run.compare().kl
     p, q = (x / x.sum(axis=2, keepdims=True) for x in drawn.values())
     assert 0 < found.value < (p * np.log(p / q)).sum(axis=2).mean()
-    kept = [len(str(reply)) for (reply,) in run.session._store._database.execute(
-        "SELECT reply FROM replies WHERE reply LIKE '%positions%'"
-    )]  # fmt: skip
-    assert len(kept) == 60
-    assert max(kept) < 6_000
+    kept = [reply for (reply,) in run.session._store._database.execute("SELECT reply FROM replies")]
+    assert len(kept) == 2 * 60
+    positions = [json.loads(reply).get("positions", ()) for reply in kept]
+    assert {len(found) for found in positions} == {0, POSITIONS // 60}
+    assert sum(map(len, kept)) < 1_500_000
+
+
+@pytest.mark.parametrize(("documents", "each"), [(1, 64), (40, 64), (80, 32), (320, 8), (999, 8)])
+def test_few_documents_are_looked_at_in_more_places(documents, each):
+    task = perplexity([{"text": f"{i} words"} for i in range(documents)], name="many")
+    run = Run(lambda recipe, n: sure(0, 0.5, positions=100))
+    found = measured(run.session, task, RTN, Recipe(), task.items)
+    assert set(found.positions) == {each}
+    assert len(found.nats) == len(found.agreed) == documents
