@@ -9,7 +9,7 @@ import numpy as np
 
 from capcheck.divergence import Divergence, measured
 from capcheck.recipe import Recipe
-from capcheck.result import ON_TEXT, Flip, Score, Subset
+from capcheck.result import Flip, Score, Subset
 from capcheck.rounds import units_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Answers:
         allowed: is called before anything is asked; raises where it is too late to ask.
 
     Attributes:
+        task, recipe, against: as given.
         items: the task's items.
         units: their positions, grouped into units of evidence, in the order they are asked.
         chances: what guessing scores, in that order, items yet to be asked too: they bound what
@@ -45,9 +46,9 @@ class Answers:
         allowed: Callable[[], None],
     ) -> None:
         self._session = session
-        self._task = task
-        self._recipe = recipe
-        self._against = against
+        self.task = task
+        self.recipe = recipe
+        self.against = against
         self._allowed = allowed
         self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
         self.items = task.load(settings.data)
@@ -61,17 +62,17 @@ class Answers:
         for which in (0, 1) if side is None else (side,):
             scores = self._scores[which]
             missing = [i for i in asked if i not in scores]
-            recipe = self._recipe if which else self._against
-            control = bool(which) and not self._recipe
+            recipe = self.recipe if which else self.against
+            control = bool(which) and not self.recipe
             replies = self._session.replies(
-                recipe, self._task, [self.items[i] for i in missing], control=control
+                recipe, self.task, [self.items[i] for i in missing], control=control
             )
             for i, reply in zip(missing, replies, strict=True):
-                scores[i] = self._task.score(self.items[i], reply)
+                scores[i] = self.task.score(self.items[i], reply)
                 if which and i in self._scores[0]:
                     sides = (self._scores[0][i], scores[i])
                     self._session.keep_record(
-                        self._task, self.items[i], recipe, self._against, *sides
+                        self.task, self.items[i], recipe, self.against, *sides
                     )
         return asked
 
@@ -81,7 +82,7 @@ class Answers:
         A compressed reference is asked all at once: one compressed model is kept at a time, so
         going back and forth would make each of the two anew at every look.
         """
-        last = looks[-1] if self._against else units
+        last = looks[-1] if self.against else units
         return [self.ask(look, side=0) for look in looks if look <= last][looks.index(units)]
 
     def all(self) -> list[int]:
@@ -92,7 +93,7 @@ class Answers:
         """Return how both sides' next tokens differ in these documents, asked as need be."""
         self._allowed()
         items = [self.items[i] for i in asked]
-        return measured(self._session, self._task, self._recipe, self._against, items)
+        return measured(self._session, self.task, self.recipe, self.against, items)
 
     def of(self, side: int, asked: Sequence[int]) -> list[Score]:
         """Return a side's scores of these items; none where only some of them are known."""
@@ -115,9 +116,9 @@ class Answers:
 
     def clusters(self, asked: Sequence[int]) -> np.ndarray | None:
         """Return each item's cluster as a text, (n,), or None where every item is its own."""
-        if self._task.cluster is None:
+        if self.task.cluster is None:
             return None
-        return np.array([str(self.items[i].get(self._task.cluster)) for i in asked])
+        return np.array([str(self.items[i].get(self.task.cluster)) for i in asked])
 
     def nats(self, side: int, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return a side's summed nats of each document, and its tokens; (n,) each."""
@@ -127,8 +128,8 @@ class Answers:
 
     def _flip(self, position: int, dense: Score, compressed: Score) -> Flip:
         item = self.items[position]
-        question = self._task.prompt_of(item).removeprefix(self._task.header)
-        return Flip(item, dense, compressed, question, self._task.wanted(item))
+        question = self.task.prompt_of(item).removeprefix(self.task.header)
+        return Flip(item, dense, compressed, question, self.task.wanted(item))
 
 
 _WHICH: dict[str, Callable[[Score, Score], bool]] = {
@@ -149,4 +150,4 @@ def mean(task: Task, scores: Sequence[Score]) -> float | None:
     if not scores or not total:
         return None
     found = sum(score.value * score.weight for score in scores) / total
-    return float(np.exp(min(found, 700.0))) if task.metrics == ON_TEXT else found
+    return float(np.exp(min(found, 700.0))) if "ratio" in task.metrics else found

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from capcheck import stats
-from capcheck.answers import Answers, mean
+from capcheck.answers import Answers
 from capcheck.divergence import Divergence
 from capcheck.errors import OutOfTimeError, VacuousError
-from capcheck.gates import PENDING, is_silent
+from capcheck.gates import PENDING, SHOWN, gate_of, is_silent
 from capcheck.lost import judged
 from capcheck.recipe import Recipe
 from capcheck.result import ON_TEXT, Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from capcheck.session import Session
     from capcheck.settings import Settings
     from capcheck.task import Task
-
-_SHOWN = 5  # broken items whose answers a gate carries
 
 
 class Trial:
@@ -162,7 +160,7 @@ class Trial:
         counts = Counter(flip.lost for flip in broken if flip.lost is not None)
         if counts:
             lost = (counts["in generation"], counts["altogether"])
-            gate = replace(gate, lost=lost, examples=broken[:_SHOWN])
+            gate = replace(gate, lost=lost, examples=broken[:SHOWN])
         return gate, broken
 
     def _text_gate(self, claim: Claim) -> Gate:
@@ -271,35 +269,8 @@ class Trial:
         reason: str = "",
         needed: int | None = None,
     ) -> Gate:
-        sides = [self._answers.of(side, asked) for side in (0, 1)]
-        paired = all(sides) and self._task.metrics != ON_TEXT
-        flips = {
-            which: self._answers.flips(asked, which) if paired else ()
-            for which in ("broken", "fixed", "changed", claim.subset or "broken")
-        }
-        dense, compressed = (mean(self._task, scores) for scores in sides)
-        return Gate(
-            task=self._task.name,
-            recipe=str(self._recipe),
-            against=str(self._against),
-            claim=claim,
-            verdict=verdict,
-            dense=dense,
-            compressed=compressed,
-            estimate=estimate,
-            used=len(asked),
-            available=len(self._answers.items),
-            broken=len(flips["broken"]),
-            fixed=len(flips["fixed"]),
-            changed=len(flips["changed"]),
-            unparsable=_counts(sides, lambda score: score.unparsable),
-            empty=_counts(sides, lambda score: score.degenerate == "empty"),
-            looping=_counts(sides, lambda score: score.degenerate == "looping"),
-            needed=needed,
-            reason=reason,
-            confidence=self._settings.confidence,
-            examples=flips[claim.subset or "broken"][:_SHOWN],
-        )
+        gate = gate_of(self._answers, claim, verdict, asked, self._settings.confidence)
+        return replace(gate, estimate=estimate, reason=reason, needed=needed)
 
     def _beside(self, gate: Gate) -> Gate:
         """Put the perplexity ratio beside a gate and say whether the damage is silent."""
@@ -316,12 +287,6 @@ class Trial:
         self._record(gate)
         if gate.verdict is Verdict.VACUOUS:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
-
-
-def _counts(sides: Sequence[Sequence[Score]], wanted: Callable[[Score], bool]) -> tuple[int, int]:
-    """Return how many answers of either side are of a kind."""
-    dense, compressed = (sum(map(wanted, scores)) for scores in sides)
-    return dense, compressed
 
 
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
