@@ -18,7 +18,7 @@ from capcheck.result import JSON
 from capcheck.rounds import units_of
 from capcheck.rows import Item
 from capcheck.settings import Settings
-from capcheck.task import Task
+from capcheck.task import Question, Task
 
 if TYPE_CHECKING:
     from capcheck.session import Session
@@ -163,7 +163,7 @@ class Baseline:
             self._find(text, declared(text, session.settings))
             self._with_text = True
 
-    def replies(self, task: Task, items: Iterable[Item]) -> list[JSON]:
+    def replies(self, task: Question, items: Iterable[Item]) -> list[JSON]:
         """Return the dense model's raw reply to each item.
 
         Raises:
@@ -171,14 +171,14 @@ class Baseline:
         """
         return self._find(task, items)
 
-    def _find(self, task: Task, items: Iterable[Item]) -> list[JSON]:
+    def _find(self, task: Question, items: Iterable[Item]) -> list[JSON]:
         requests = [(item, shortened(task.request(item))) for item in items]
         missing = [(i, request) for i, request in requests if _key(request) not in self._replies]
         if missing:
             raise self._lacks(task, missing)
         return [self._replies[_key(request)] for _, request in requests]
 
-    def _lacks(self, task: Task, missing: Sequence[tuple[Item, JSON]]) -> UsageError:
+    def _lacks(self, task: Question, missing: Sequence[tuple[Item, JSON]]) -> UsageError:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         again = (
             "make a baseline that has it: a run of this check, with --compress=none, say, and "

@@ -15,7 +15,7 @@ from capcheck.reports import Results
 from capcheck.reports.json import write_text
 from capcheck.result import JSON
 from capcheck.rows import Item
-from capcheck.task import Task
+from capcheck.task import Question, Task
 
 if TYPE_CHECKING:
     from capcheck.session import Session
@@ -60,7 +60,7 @@ class Saver:
             session.replies(Recipe(), task, items, control=False)
         self._open.discard(task.name)
 
-    def note(self, task: Task, items: Sequence[Item], replies: Sequence[JSON]) -> None:
+    def note(self, task: Question, items: Sequence[Item], replies: Sequence[JSON]) -> None:
         """Keep what the dense model replied, whoever had it asked."""
         for item, reply in zip(items, replies, strict=True):
             request = shortened(task.request(item))

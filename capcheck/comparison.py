@@ -11,7 +11,17 @@ import numbers
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score
+from capcheck.result import (
+    MORE_IS_BETTER,
+    Claim,
+    Flip,
+    Gate,
+    Interval,
+    Metric,
+    Score,
+    Subset,
+    sign_of,
+)
 
 if TYPE_CHECKING:
     from capcheck.task import Task
@@ -34,8 +44,8 @@ class Evidence(Protocol):
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
 
-    def broken(self) -> tuple[Flip, ...]:
-        """Ask every item and return what broke; this is a gate of the metric `items`."""
+    def listed(self, subset: Subset) -> tuple[Flip, ...]:
+        """Ask every item and return those of a subset; this is a gate of the metric `items`."""
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
@@ -48,7 +58,7 @@ class Evidence(Protocol):
 class Estimate:
     """A quantity that is known only from a sample: ordering it against a number is a gate.
 
-    `retention >= 0.95`, `drop <= 0.02` and `ratio <= 1.05` state a claim; the evidence decides it,
+    `retention >= 0.95`, `drop <= 0.02` or `ratio <= 1.05` states a claim; the evidence decides it,
     not the point value. A claim that stays undecided holds, whichever way it is written, and is
     shown as undecided. `.value`, `.low`, `.high` and `.n` ask every item and are plain numbers.
     """
@@ -111,11 +121,11 @@ class Estimate:
         if not math.isfinite(float(threshold)):
             raise TypeError(f"{self.metric} is ordered against a finite number, not {threshold}")
         holds = self._evidence.decide(Claim(self.metric, float(threshold)))
-        good_is_above = self.metric == "retention"
+        good_is_above = self.metric in MORE_IS_BETTER
         return holds if above == good_is_above else not holds
 
     def _refuse(self, what: str) -> NoReturn:
-        sign = ">=" if self.metric == "retention" else "<="
+        sign = sign_of(self.metric)
         raise TypeError(
             f"{self.metric} is an estimate with an interval, so {what} has no answer; "
             f"write {self.metric} {sign} NUMBER, or use {self.metric}.value for the point value"
@@ -152,9 +162,8 @@ class Comparison:
     def _estimate(self, metric: Metric) -> Estimate:
         wanted = self.task.metrics
         if metric not in wanted:
-            raise TypeError(
-                f"task {self.task.name!r} has no {metric}; its estimates are {' and '.join(wanted)}"
-            )
+            known = f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+            raise TypeError(f"task {self.task.name!r} has no {metric}; its estimates are {known}")
         return Estimate(metric, self._evidence, f"{self.task.name}[{self.recipe}]")
 
     @property
@@ -173,10 +182,23 @@ class Comparison:
         return self._estimate("ratio")
 
     @property
+    def kl(self) -> Estimate:
+        """Mean KL divergence of the next token's distribution from dense, in nats; 0 is unchanged.
+
+        A lower bound of the divergence over the whole vocabulary (`capcheck.distributions`).
+        """
+        return self._estimate("kl")
+
+    @property
+    def agreement(self) -> Estimate:
+        """Share of tokens where both find the same next token likeliest; 0 to 1 (unchanged)."""
+        return self._estimate("agreement")
+
+    @property
     def broken(self) -> tuple[Flip, ...]:
         """The items that dense has right and compressed has wrong. Asks every item."""
         self._need_right_and_wrong()
-        return self._evidence.broken()
+        return self._evidence.listed("broken")
 
     @property
     def fixed(self) -> tuple[Flip, ...]:
@@ -184,11 +206,36 @@ class Comparison:
         self._need_right_and_wrong()
         return self._evidence.fixed()
 
+    @property
+    def changed(self) -> tuple[Flip, ...]:
+        """The items that both have wrong, with different answers. Asks every item."""
+        self._need_right_and_wrong()
+        return self._evidence.listed("changed")
+
+    @property
+    def format_failures(self) -> tuple[Flip, ...]:
+        """The items where the compressed answer alone could not be read. Asks every item."""
+        self._need_written_answers()
+        return self._evidence.listed("format_failures")
+
+    @property
+    def degenerate(self) -> tuple[Flip, ...]:
+        """The items where the compressed answer alone is empty or loops. Asks every item."""
+        self._need_written_answers()
+        return self._evidence.listed("degenerate")
+
     def _need_right_and_wrong(self) -> None:
         if "retention" not in self.task.metrics:
             raise TypeError(
                 f"task {self.task.name!r} measures perplexity: no document is right or wrong, "
-                "so none is broken or fixed"
+                "so none is broken, fixed or changed"
+            )
+
+    def _need_written_answers(self) -> None:
+        if not self.task.writes:
+            raise TypeError(
+                f"task {self.task.name!r} has the model write nothing, so no answer has a format "
+                "or is degenerate; tasks made with generation or @task have such answers"
             )
 
     @property
@@ -198,7 +245,7 @@ class Comparison:
 
     def _refuse(self, what: str) -> NoReturn:
         first = self.task.metrics[0]
-        sign = ">=" if first == "retention" else "<="
+        sign = sign_of(first)
         raise TypeError(f"a comparison has no {what}; write capability(TASK).{first} {sign} NUMBER")
 
     def __bool__(self) -> bool:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capcheck.result import Flip, Gate, Interval, Verdict
+from capcheck.result import ON_TEXT, Flip, Gate, Interval, Subset, Verdict
 
 _WIDTH = 60
+_SUBSETS: dict[Subset, str] = {
+    "broken": "broken item",
+    "changed": "changed wrong answer",
+    "format_failures": "new format failure",
+    "degenerate": "new degenerate answer",
+}
+_SHOWN: dict[Subset, str] = {
+    "broken": "broken",
+    "changed": "wrong in another way",
+    "format_failures": "format failures",
+    "degenerate": "degenerate",
+}
 
 
 def headline(gate: Gate) -> str:
     """Return one line: the task, the claim and what became of it."""
-    said = "no broken item that matters" if gate.claim.metric == "items" else str(gate.claim)
+    subset = gate.claim.subset
+    said = f"no {_SUBSETS[subset]} that matters" if subset is not None else str(gate.claim)
     known = ", a known loss" if gate.known else ""
     return f"{gate.task}[{gate.recipe}]: {said} is {gate.verdict}{known}"
 
@@ -33,22 +46,36 @@ def figures(gate: Gate) -> list[str]:
     if gate.reason:
         lines.append(f"  why         {gate.reason}")
     if gate.dense is not None and gate.compressed is not None:
-        names = "perplexity" if gate.claim.metric == "ratio" else "score"
+        names = "perplexity" if gate.claim.metric in ON_TEXT else "score"
         lines.append(
             f"  {names:<11} {reference} {number(gate.dense)}, "
             f"{gate.recipe} {number(gate.compressed)}, {_items(gate)}"
         )
     if gate.estimate is not None:
         lines.append(
-            f"  {gate.claim.metric:<11} {interval(gate.estimate)}, "
+            f"  {gate.claim.metric:<11} {interval(gate.estimate, gate.claim.metric)}, "
             f"each bound at {gate.confidence * 100:.6g}% confidence"
+            + (f", {_items(gate)}" if gate.compressed is None else "")
         )
-    if gate.claim.metric != "ratio" and gate.compressed is not None:
-        lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed")
+    if gate.claim.metric not in ON_TEXT and gate.compressed is not None:
+        changed = f", {gate.changed} wrong in another way" if gate.changed else ""
+        lines.append(f"  items       {gate.broken} broken, {gate.fixed} fixed{changed}")
+    if gate.lost is not None:
+        silent = gate.broken - sum(gate.lost)
+        lines.append(
+            f"  lost        {gate.lost[0]} of {gate.broken} broken in generation alone: the right "
+            "answer still scores best"
+            + (f" ({silent} wrote nothing to compare it with)" if silent else "")
+        )
     if any(gate.unparsable):
         lines.append(
             f"  format      {gate.unparsable[1]} answers could not be read "
             f"({reference}: {gate.unparsable[0]}), each scored 0"
+        )
+    if any(gate.empty) or any(gate.looping):
+        lines.append(
+            f"  degenerate  {gate.empty[1]} answers are empty and {gate.looping[1]} loop "
+            f"({reference}: {gate.empty[0]} and {gate.looping[0]})"
         )
     if gate.needed is not None and gate.verdict is Verdict.UNDECIDED:
         lines.append(f"  to settle   about {gate.needed} items, if they went on like these")
@@ -62,30 +89,34 @@ def figures(gate: Gate) -> list[str]:
 def answers(gate: Gate, *, command: str = "") -> list[str]:
     """Return broken items with both answers, and the command that runs the test again."""
     reference = "dense" if gate.against == "none" else gate.against
-    lines = _examples(gate.examples, reference, gate.recipe)
+    shown = _SHOWN[gate.claim.subset or "broken"]
+    lines = _examples(gate.examples, shown, reference, gate.recipe)
     return [*lines, f"  again       {command}"] if command else lines
 
 
-def number(value: float) -> str:
-    """Return a score or a perplexity with as many digits as a person reads."""
+def number(value: float, metric: str = "") -> str:
+    """Return a score, a perplexity or another metric with as many digits as a person reads."""
+    if metric == "kl":  # differs by orders of magnitude between recipes
+        return f"{value:.3g}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def interval(found: Interval) -> str:
+def interval(found: Interval, metric: str = "") -> str:
     """Return `0.912 [0.880, 0.941]`."""
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+    value, low, high = (number(x, metric) for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _items(gate: Gate) -> str:
-    what = "documents" if gate.claim.metric == "ratio" else "items"
+    what = "documents" if gate.claim.metric in ON_TEXT else "items"
     whole = gate.used == gate.available
     return f"{gate.used} {what}" if whole else f"{gate.used} of {gate.available} {what}"
 
 
-def _examples(examples: Sequence[Flip], reference: str, recipe: str) -> list[str]:
+def _examples(examples: Sequence[Flip], what: str, reference: str, recipe: str) -> list[str]:
     if not examples:
         return []
-    lines = ["  broken, for example"]
+    lines = [f"  {what}, for example"]
     width = max(len(reference), len(recipe), len("wanted"))
     for flip in examples:
         item = flip.item
@@ -95,6 +126,8 @@ def _examples(examples: Sequence[Flip], reference: str, recipe: str) -> list[str
         if flip.wanted:
             said.insert(0, ("wanted", flip.wanted))
         lines += [f"      {who:<{width}}  {_quoted(text)}" for who, text in said]
+        if flip.lost == "in generation":
+            lines[-1] += " (yet the right answer scores better)"
     return lines
 
 

@@ -1,16 +1,68 @@
-"""What is said of gates beyond the evidence: silent damage, margins, gates of broken items."""
+"""Gates beside the evidence: what they count, margins, silent damage, and those of items."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from capcheck import stats
-from capcheck.result import Claim, Gate, Verdict
+from capcheck.answers import Answers, mean
+from capcheck.result import ON_TEXT, Claim, Gate, Score, Verdict
 from capcheck.settings import Settings
 
 PENDING = "the test has not ended"
 """The reason of an `items` gate until the outcome of its test is known."""
+
+
+SHOWN = 5
+"""Items whose answers a gate carries."""
+
+
+def gate_of(
+    answers: Answers,
+    claim: Claim,
+    verdict: Verdict,
+    asked: Sequence[int],
+    confidence: float,
+) -> Gate:
+    """Return the gate of a claim with all that can be counted of the items it rests on.
+
+    A side that was not asked all of these items (a vacuous gate asks the reference alone) is not
+    spoken of.
+    """
+    sides = [answers.of(side, asked) for side in (0, 1)]
+    paired = all(sides) and "ratio" not in answers.task.metrics
+    flips = {
+        which: answers.flips(asked, which) if paired else ()
+        for which in ("broken", "fixed", "changed", claim.subset or "broken")
+    }
+    dense, compressed = (mean(answers.task, scores) for scores in sides)
+    return Gate(
+        task=answers.task.name,
+        recipe=str(answers.recipe),
+        against=str(answers.against),
+        claim=claim,
+        verdict=verdict,
+        dense=dense,
+        compressed=compressed,
+        estimate=None,
+        used=len(asked),
+        available=len(answers.items),
+        broken=len(flips["broken"]),
+        fixed=len(flips["fixed"]),
+        changed=len(flips["changed"]),
+        unparsable=_counts(sides, lambda score: score.unparsable),
+        empty=_counts(sides, lambda score: score.degenerate == "empty"),
+        looping=_counts(sides, lambda score: score.degenerate == "looping"),
+        confidence=confidence,
+        examples=flips[claim.subset or "broken"][:SHOWN],
+    )
+
+
+def _counts(sides: Sequence[Sequence[Score]], wanted: Callable[[Score], bool]) -> tuple[int, int]:
+    """Return how many answers of either side are of a kind."""
+    dense, compressed = (sum(map(wanted, scores)) for scores in sides)
+    return dense, compressed
 
 
 def margin_of(claim: Claim) -> float:
@@ -20,8 +72,10 @@ def margin_of(claim: Claim) -> float:
 
 
 def is_silent(gate: Gate, settings: Settings) -> bool:
-    """Whether a gate is degraded while perplexity is shown to be within its tolerance."""
+    """Whether a capability is degraded while perplexity is shown to be within its tolerance."""
     if gate.verdict is not Verdict.DEGRADED or gate.perplexity is None:
+        return False
+    if gate.claim.metric in ON_TEXT:
         return False
     quiet = stats.ratio_verdict(gate.perplexity, settings.perplexity_tolerance)
     return quiet is Verdict.RETAINED

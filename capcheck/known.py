@@ -17,15 +17,16 @@ from capcheck.errors import UsageError
 from capcheck.explain import interval
 from capcheck.reports import Results
 from capcheck.reports.json import write_text
-from capcheck.result import JSON, Claim, Gate, Interval, Metric, Verdict
+from capcheck.result import JSON, Claim, Gate, Interval, Metric, Subset, Verdict
 
 FORMAT = 1
 _MARK = "capcheck_known_losses"
 _SHOWN = 3
-_NAME = ("test", "recipe", "against", "task", "metric", "threshold")
-_KEYS = (*_NAME, "estimate", "broken")
+_NAME = ("test", "recipe", "against", "task", "metric", "subset", "threshold")
+_TEXTS = _NAME[:5]
+_KEYS = (*_NAME, "estimate", "items")
 
-Name = tuple[str, str, str, str, Metric, float | None]
+Name = tuple[str, str, str, str, Metric, Subset | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,27 @@ class Loss:
     """A degraded gate that was accepted.
 
     Attributes:
-        name: the test's id, recipe, reference, task, metric and threshold: what it is found by.
+        name: the test's id, recipe, reference, task, metric, subset and threshold: what it is found
+            by.
         estimate: that of the gate when it was accepted; None for the metric `items`.
-        broken: the ids of the items that were broken then, for the metric `items`.
+        items: the ids of the items of the subset then, for the metric `items`.
     """
 
     name: Name
     estimate: Interval | None
-    broken: frozenset[str] = frozenset()
+    items: frozenset[str] = frozenset()
 
     def further(self, gate: Gate) -> str:
         """Return how a gate is lost further than it was, in words; empty where it is not.
 
         It is where its interval lies wholly beyond the one that was accepted: at the worse side of
-        it. Of broken items, each that was not accepted is one more.
+        it. Of items, each that was not accepted is one more.
         """
         if gate.claim.metric == "items":
-            new = sorted(set(gate.broken_items) - self.broken)
+            new = sorted(set(gate.subset_items) - self.items)
             more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
             names = ", ".join(new[:_SHOWN]) + more
-            return f"beyond the known loss, {names} broke" if new else ""
+            return f"beyond the known loss: {names}" if new else ""
         now, then = gate.estimate, self.estimate
         if now is None or then is None:
             return ""
@@ -62,12 +64,14 @@ class Loss:
     def to_json(self) -> JSON:
         """Return the entry of the file."""
         found: JSON = dict(zip(_NAME, self.name, strict=True))
+        if found["subset"] is None:  # only items have one
+            del found["subset"]
         if self.estimate is not None:
             low, high = (x if math.isfinite(x) else None for x in _bounds(self.estimate))
             value, n = self.estimate.value, self.estimate.n
             found["estimate"] = {"value": value, "low": low, "high": high, "n": n}
         if self.name[4] == "items":
-            found["broken"] = sorted(self.broken)
+            found["items"] = sorted(self.items)
         return found
 
 
@@ -88,7 +92,7 @@ class KnownLosses:
     def accepted(self, nodeid: str, gate: Gate) -> Gate:
         """Return a gate that is degraded and listed as known, or with how it is lost further."""
         name = (nodeid, gate.recipe, gate.against, gate.task, gate.claim.metric)
-        loss = self._losses.get((*name, gate.claim.threshold))
+        loss = self._losses.get((*name, gate.claim.subset, gate.claim.threshold))
         if loss is None or gate.verdict is not Verdict.DEGRADED:
             return gate
         further = loss.further(gate)
@@ -216,17 +220,20 @@ def _loss(entry: Any) -> Loss:
         raise ValueError(f"it must be an object, not {entry!r}")
     if unknown := [key for key in entry if key not in _KEYS]:
         raise ValueError(f"it has no key {unknown[0]!r}; its keys are {', '.join(_KEYS)}")
-    for key in _NAME[:-1]:
+    for key in _TEXTS:
         if not isinstance(entry[key], str):
             raise ValueError(f"{key!r} must be a text")
     metric = entry["metric"]
     if metric not in get_args(Metric):
         raise ValueError(f"'metric' must be one of {', '.join(get_args(Metric))}, not {metric!r}")
     if metric == "items":
-        broken = entry["broken"]
-        if not isinstance(broken, list) or not all(isinstance(item, str) for item in broken):
-            raise ValueError("'broken' must be a list of ids of items")
-        return Loss(_name_of(entry, "test"), None, frozenset(broken))
+        if (subset := entry["subset"]) not in get_args(Subset):
+            known = ", ".join(get_args(Subset))
+            raise ValueError(f"'subset' must be one of {known}, not {subset!r}")
+        items = entry["items"]
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError("'items' must be a list of ids of items")
+        return Loss(_name_of(entry, "test"), None, frozenset(items))
     if not _is_number(entry["threshold"]):
         raise ValueError("'threshold' must be a number")
     estimate = entry["estimate"]
@@ -250,14 +257,14 @@ def _interval(found: Mapping[str, Any]) -> Interval:
 
 
 def _name_of(entry: Mapping[str, Any], test: str = "nodeid") -> Name:
-    names = (entry[key] for key in _NAME[1:])
+    names = (entry.get(key) if key == "subset" else entry[key] for key in _NAME[1:])
     return (entry[test], *names)
 
 
 def _loss_of(check: JSON) -> Loss:
     found = check["estimate"]
-    broken = frozenset(check["broken_items"])
-    return Loss(_name_of(check), _interval(found) if found is not None else None, broken)
+    items = frozenset(check["subset_items"])
+    return Loss(_name_of(check), _interval(found) if found is not None else None, items)
 
 
 def _worse(loss: Loss, other: Loss | None) -> Loss:
@@ -265,7 +272,7 @@ def _worse(loss: Loss, other: Loss | None) -> Loss:
     if other is None:
         return loss
     if loss.estimate is None or other.estimate is None:
-        return replace(loss, broken=loss.broken | other.broken)
+        return replace(loss, items=loss.items | other.items)
     if _more_is_better(loss.name[4]):
         return min(loss, other, key=lambda x: _bounds(x.estimate)[0])
     return max(loss, other, key=lambda x: _bounds(x.estimate)[1])
@@ -281,5 +288,5 @@ def _bounds(found: Interval | None) -> tuple[float, float]:
 
 
 def _said(loss: Loss) -> str:
-    test, _, _, task, metric, threshold = loss.name
-    return f"{test} ({task}, {Claim(metric, threshold)})"
+    test, _, _, task, metric, subset, threshold = loss.name
+    return f"{test} ({task}, {Claim(metric, threshold, subset)})"

@@ -1,4 +1,4 @@
-"""What documents prove about perplexity: the ratio, its bounds and its verdict.
+"""What documents prove about perplexity and KL divergence: estimates, bounds, verdicts.
 
 The document is the unit: the tokens of one text are not independent of each other. Differences of
 log-likelihood have no bounds that are known beforehand, so nothing here is exact; what the bounds
@@ -8,6 +8,7 @@ keep under skew and heavy tails is measured in `docs/statistics.md`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,26 +55,37 @@ def ratio_interval(
     """
     dense, count = _documents(dense_nats, tokens, alpha)
     compressed, _ = _documents(compressed_nats, tokens, alpha)
-    change = compressed - dense
-    rate = float(change.sum() / count.sum())
-    n = len(count)
-    if n < MIN_DOCUMENTS:
-        return Interval(_exp(rate), -math.inf, math.inf, n)
-    residual = change - rate * count
-    error = _standard_error(residual, count)
-    # Sums of nats are rounded; a spread below their rounding is none.
-    if error <= 1e-13 * float(np.abs(dense).sum() / count.sum()):
-        return Interval(_exp(rate), _exp(rate), _exp(rate), n)
-    roots = _bootstrap_roots(residual, count, np.random.default_rng(seed))
-    normal = float(student.isf(alpha, n - 1))
-    # "higher" and "lower" pick a resample: interpolating next to an infinite one would give nan
-    below = max(normal, float(np.quantile(roots, 1 - alpha, method="higher")))
-    above = min(-normal, float(np.quantile(roots, alpha, method="lower")))
-    return Interval(_exp(rate), _exp(rate - below * error), _exp(rate - above * error), n)
+    found = _per_token(compressed - dense, count, np.abs(dense), alpha, seed)
+    if len(count) < MIN_DOCUMENTS:
+        return replace(found, value=_exp(found.value))
+    return Interval(_exp(found.value), _exp(found.low), _exp(found.high), found.n)
+
+
+def kl_interval(nats: ArrayLike, tokens: ArrayLike, alpha: float = 0.05, seed: int = 0) -> Interval:
+    """Return the mean KL divergence a token, sum(nats) / sum(tokens), with bounds.
+
+    The bounds are made as those of `ratio_interval`, without its exponential; none lies below 0.
+
+    Args:
+        nats: KL divergence of each document, summed over its tokens, in nats, shape (n,), at
+            least 0.
+        tokens, alpha, seed: as in `ratio_interval`.
+
+    Returns:
+        Bounds of -inf and inf for fewer than `MIN_DOCUMENTS` documents.
+
+    Raises:
+        ValueError: as in `ratio_interval`, or a divergence below 0.
+    """
+    total, count = _documents(nats, tokens, alpha)
+    if np.any(total < 0):
+        raise ValueError("a KL divergence is at least 0")
+    found = _per_token(total, count, total, alpha, seed)
+    return found if len(count) < MIN_DOCUMENTS else replace(found, low=max(found.low, 0.0))
 
 
 def ratio_verdict(estimate: Interval, threshold: float) -> Verdict:
-    """Return the verdict on `ratio <= threshold` from `ratio_interval`'s result."""
+    """Return the verdict on `ratio <= threshold`, or `kl <= threshold`, from an interval."""
     if estimate.high <= threshold:
         return Verdict.RETAINED
     return Verdict.DEGRADED if estimate.low > threshold else Verdict.UNDECIDED
@@ -104,6 +116,25 @@ def perplexity_shown(
     rate = float(dense.sum() / count.sum())
     error = _standard_error(dense - rate * count, count)
     return rate + float(student.isf(alpha, len(count) - 1)) * error < math.log(vocabulary)
+
+
+def _per_token(total: Floats, count: Floats, size: Floats, alpha: float, seed: int) -> Interval:
+    """Return sum(total) / sum(count) with bounds; `size` is that of the sums, which are rounded."""
+    rate = float(total.sum() / count.sum())
+    n = len(count)
+    if n < MIN_DOCUMENTS:
+        return Interval(rate, -math.inf, math.inf, n)
+    residual = total - rate * count
+    error = _standard_error(residual, count)
+    # A spread below the rounding of sums is none.
+    if error <= 1e-13 * float(size.sum() / count.sum()):
+        return Interval(rate, rate, rate, n)
+    roots = _bootstrap_roots(residual, count, np.random.default_rng(seed))
+    normal = float(student.isf(alpha, n - 1))
+    # "higher" and "lower" pick a resample: interpolating next to an infinite one would give nan
+    below = max(normal, float(np.quantile(roots, 1 - alpha, method="higher")))
+    above = min(-normal, float(np.quantile(roots, alpha, method="lower")))
+    return Interval(rate, rate - below * error, rate - above * error, n)
 
 
 def _bootstrap_roots(residual: Floats, count: Floats, rng: np.random.Generator) -> Floats:

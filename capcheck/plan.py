@@ -21,14 +21,14 @@ from capcheck.comparison import Comparison
 from capcheck.gates import margin_of
 from capcheck.planned import DENSE, FLIPS, Planned, Side, manner
 from capcheck.recipe import Recipe
-from capcheck.result import JSON, Claim, Flip, Gate, Interval, Metric, Score
+from capcheck.result import JSON, Claim, Flip, Gate, Interval, Metric, Score, Subset
 from capcheck.rounds import looks_of, units_of
 from capcheck.rows import Item
 from capcheck.session import Progress, Session, silent
 from capcheck.settings import Settings
 from capcheck.speed import expected
 from capcheck.store import Store, key_of
-from capcheck.task import Task
+from capcheck.task import Question, Task
 
 _KNOWN = 30  # with fewer dense scores in the store the assumption is no worse
 
@@ -93,7 +93,7 @@ class Planner(Session):
         raise NotPlannedError("not planned: it reads the weights of the compressed model")
 
     def replies(
-        self, recipe: Recipe, task: Task, items: Sequence[Item], *, control: bool
+        self, recipe: Recipe, task: Question, items: Sequence[Item], *, control: bool
     ) -> list[JSON]:
         """Refuse: a plan asks no model."""
         raise NotPlannedError("not planned: it reads answers of the models")
@@ -163,17 +163,18 @@ class Recorder:
     def interval(self, metric: Metric) -> Interval:
         """Return the estimate of a model that changed nothing."""
         self._note(Claim(metric, None), gate=False)
-        value = 1.0 if metric in ("retention", "ratio") else 0.0
+        value = 1.0 if metric in ("retention", "ratio", "agreement") else 0.0
         return Interval(value, value, value, len(self._units))
 
-    def broken(self) -> tuple[Flip, ...]:
-        """Write a gate of the metric `items` down; nothing is broken."""
-        self._note(Claim("items", None), gate=False)
+    def listed(self, subset: Subset) -> tuple[Flip, ...]:
+        """Write a gate of the metric `items` down; nothing is in the subset."""
+        self._note(Claim("items", None, subset), gate=False)
         return ()
 
     def fixed(self) -> tuple[Flip, ...]:
         """Nothing is fixed."""
-        return self.broken()
+        self._note(Claim("items", None), gate=False)
+        return ()
 
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
         """Return scores of two models that have everything right."""

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from capcheck.rows import Item
 
-Metric = Literal["retention", "drop", "ratio", "items"]
+Metric = Literal["retention", "drop", "ratio", "kl", "agreement", "items"]
+ON_TEXT: tuple[Metric, ...] = ("ratio", "kl", "agreement")
+"""The metrics of a text, whose unit is the document and on which nothing is right or wrong."""
+
+MORE_IS_BETTER: tuple[Metric, ...] = ("retention", "agreement")
+Subset = Literal["broken", "changed", "format_failures", "degenerate"]
+"""Items that a test may ask for; an assert on them is a gate of the metric `items`."""
+
+Lost = Literal["in generation", "altogether"]
+Degenerate = Literal["", "empty", "looping"]
 JSON = dict[str, Any]
 
 
@@ -57,6 +66,7 @@ class Score:
         value: 0 (wrong) to 1 (right); for perplexity the nats per token of the document.
         text: the answer as a person would read it.
         unparsable: the answer had no form that could be scored, and `value` is 0 for it.
+        degenerate: what is degenerate about a written answer (`capcheck.tasks.degenerate`).
         weight: the tokens behind `value` for perplexity, else 1.
     """
 
@@ -64,6 +74,7 @@ class Score:
     text: str
     unparsable: bool = False
     weight: float = 1.0
+    degenerate: Degenerate = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item that one model has right and the other wrong, with both answers.
+    """An item that the two models answer differently, with both answers.
 
     `flip["field"]` reads a field of the item.
 
@@ -93,6 +104,9 @@ class Flip:
         dense, compressed: what both answered, and its score.
         question: the prompt without the header that all items share.
         wanted: an accepted answer, or an empty text where only the scorer knows.
+        lost: of a broken item with accepted answers: `in generation` where the right answer still
+            scores best by likelihood under the compressed model, else `altogether`
+            (`capcheck.lost`); None where it was not asked or there is nothing to compare.
     """
 
     item: Item
@@ -100,20 +114,31 @@ class Flip:
     compressed: Score
     question: str = ""
     wanted: str = ""
+    lost: Lost | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.item[key]
 
 
+def sign_of(metric: Metric | str) -> str:
+    """Return how a claim about a metric is written: `>=` where more is better, else `<=`."""
+    return ">=" if metric in MORE_IS_BETTER else "<="
+
+
 @dataclass(frozen=True)
 class Claim:
-    """What a gate asserts: that `metric` is on the good side of `threshold`."""
+    """What a gate asserts: that `metric` is on the good side of `threshold`.
+
+    For the metric `items` there is no threshold: the test says what it wants of the items in
+    `subset`.
+    """
 
     metric: Metric
     threshold: float | None
+    subset: Subset | None = None
 
     def __str__(self) -> str:
-        sign = ">=" if self.metric == "retention" else "<="
+        sign = sign_of(self.metric)
         return self.metric if self.threshold is None else f"{self.metric} {sign} {self.threshold:g}"
 
 
@@ -123,17 +148,22 @@ class Gate:
 
     Attributes:
         task, recipe, against: what was compared; `against` is `none` for the dense model.
-        dense, compressed: mean scores (perplexities for the metric `ratio`), or None.
+        dense, compressed: mean scores (perplexities for the metrics of a text), or None.
         used, available: items asked, items the task has.
         needed: about how many items would settle an undecided gate, where that can be said.
+        changed: items that both have wrong, with different answers.
         unparsable: format failures of the dense and the compressed model.
+        lost: broken items that are lost in generation, and altogether; None where that was not
+            asked.
+        empty, looping: degenerate answers of the dense and the compressed model.
         reason: why it is vacuous or undecided, in words.
         perplexity: the perplexity ratio of the recipe, where it was measured.
         silent: the gate is degraded while perplexity is within its tolerance.
         seconds: wall time that the gate took.
         confidence: of the verdict and of each bound; a marker may have raised it.
-        examples: the first items that broke, with both answers.
-        broken_items: the ids of all that broke, for the metric `items`.
+        examples: the first items that broke, or the first of the claim's subset, with both
+            answers.
+        subset_items: the ids of all items of the claim's subset, for the metric `items`.
         known: the gate is degraded, and in the file of known losses.
     """
 
@@ -149,7 +179,11 @@ class Gate:
     available: int
     broken: int = 0
     fixed: int = 0
+    changed: int = 0
+    lost: tuple[int, int] | None = None
     unparsable: tuple[int, int] = (0, 0)
+    empty: tuple[int, int] = (0, 0)
+    looping: tuple[int, int] = (0, 0)
     needed: int | None = None
     reason: str = ""
     perplexity: Interval | None = None
@@ -157,7 +191,7 @@ class Gate:
     seconds: float = 0.0
     confidence: float = 0.95
     examples: tuple[Flip, ...] = ()
-    broken_items: tuple[str, ...] = ()
+    subset_items: tuple[str, ...] = ()
     known: bool = False
 
     def to_json(self) -> JSON:
@@ -169,6 +203,7 @@ class Gate:
             "against": self.against,
             "metric": self.claim.metric,
             "threshold": self.claim.threshold,
+            "subset": self.claim.subset,
             "verdict": str(self.verdict),
             "dense": self.dense,
             "compressed": self.compressed,
@@ -177,9 +212,17 @@ class Gate:
             else None,
             "items": {"used": self.used, "available": self.available},
             "broken": self.broken,
-            "broken_items": list(self.broken_items),
+            "subset_items": list(self.subset_items),
             "fixed": self.fixed,
+            "changed": self.changed,
+            "lost": {"in_generation": self.lost[0], "altogether": self.lost[1]}
+            if self.lost is not None
+            else None,
             "format_failures": {"dense": self.unparsable[0], "compressed": self.unparsable[1]},
+            "degenerate": {
+                side: {"empty": self.empty[i], "looping": self.looping[i]}
+                for i, side in enumerate(("dense", "compressed"))
+            },
             "confidence": self.confidence,
             "needed": self.needed,
             "reason": self.reason,

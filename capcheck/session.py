@@ -27,7 +27,7 @@ from capcheck.rows import Item
 from capcheck.settings import Settings
 from capcheck.speed import Speeds
 from capcheck.store import Store, key_of
-from capcheck.task import Task
+from capcheck.task import Question, Task
 from capcheck.tasks.perplexity import Perplexity, perplexity
 from capcheck.trial import Trial
 
@@ -135,7 +135,7 @@ class Session:
         return self._ratios[recipe]
 
     def replies(
-        self, recipe: Recipe, task: Task, items: Sequence[Item], *, control: bool
+        self, recipe: Recipe, task: Question, items: Sequence[Item], *, control: bool
     ) -> list[JSON]:
         """Return the raw reply to each item, asking only for what the store does not have.
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from capcheck.bounded_mean import Clusters, Pairs, Plan, pairs_of, units_to_show
 from capcheck.perplexity_stats import MIN_DOCUMENTS as MIN_DOCUMENTS
+from capcheck.perplexity_stats import kl_interval as kl_interval
 from capcheck.perplexity_stats import perplexity_shown as perplexity_shown
 from capcheck.perplexity_stats import ratio_interval as ratio_interval
 from capcheck.perplexity_stats import ratio_verdict as ratio_verdict
@@ -132,6 +133,36 @@ def drop_interval(
     plan = Plan.of(pairs.n, declared, looks, alpha)
     gain, base = pairs.mean()
     return _bounds(pairs, plan, "drop", base - gain, (-1.0, 1.0))
+
+
+def agreement_interval(shares: ArrayLike, alpha: float = 0.05) -> Interval:
+    """Return the mean over documents of the share of tokens on which both models agree.
+
+    The document is the unit, and its share is bounded by 0 and 1, so the bounds are those of every
+    bounded mean here: each holds at 1 - alpha for any number of documents, and documents that
+    agree throughout prove no more than their number can.
+
+    Args:
+        shares: of each document, shape (n,), 0 to 1, in an order that does not depend on them.
+        alpha: as in `decide`.
+
+    Raises:
+        ValueError: as in `decide`.
+    """
+    agree = pairs_of(shares, shares, 0.0, None)
+    differ = 1 - np.asarray(shares, np.float64)
+    plan, value = Plan.of(agree.n, None, None, alpha), agree.mean()[1]
+    disagree = pairs_of(differ, differ, 0.0, None)
+    low = _edge(lambda share: plan.shows(agree.above_chance(share)), value, 0.0)
+    high = 1 - _edge(lambda share: plan.shows(disagree.above_chance(share)), 1 - value, 0.0)
+    return Interval(value, min(low, high), max(low, high), agree.n)
+
+
+def agreement_verdict(estimate: Interval, threshold: float) -> Verdict:
+    """Return the verdict on `agreement >= threshold` from `agreement_interval`'s result."""
+    if estimate.low >= threshold:
+        return Verdict.RETAINED
+    return Verdict.DEGRADED if estimate.high < threshold else Verdict.UNDECIDED
 
 
 def shown_above_chance(

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from capcheck.errors import UsageError
 from capcheck.result import JSON, Metric, Score
@@ -32,6 +32,20 @@ class Unparsable(Exception):  # noqa: N818 - a scorer says so of an answer; noth
     """
 
 
+class Question(Protocol):
+    """What a model is asked of each item; a `Task` is one, and so is what explains its scores."""
+
+    @property
+    def name(self) -> str:
+        """What progress and errors call it."""
+
+    def request(self, item: Item) -> JSON:
+        """Return all that is asked for an item, as JSON; with the model it determines the reply."""
+
+    def ask(self, backend: Backend, items: Sequence[Item]) -> list[JSON]:
+        """Ask a model; return its raw reply to each item, as JSON."""
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Task(ABC):
     """Items, a prompt, and how an answer is scored.
@@ -43,7 +57,10 @@ class Task(ABC):
         header: text before every prompt, the same for all items (few-shot examples).
         cluster: the field whose equal values mark items that stand or fall together (questions on
             one passage); they count as one unit of evidence.
+        writes: whether the model writes its answers, so that they have a form that can fail.
     """
+
+    writes: ClassVar[bool] = False
 
     name: str
     source: Source
@@ -125,6 +142,10 @@ class Task(ABC):
     def wanted(self, item: Item) -> str:
         """Return an accepted answer for a person to read; empty where only the scorer knows."""
         return ""
+
+    def accepted(self, item: Item) -> list[str]:
+        """Return all answers that a model may write; none where only the scorer knows."""
+        return []
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"

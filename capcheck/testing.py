@@ -21,7 +21,7 @@ from capcheck.recipe import Recipe
 from capcheck.result import CompressionLog, Layer
 from capcheck.settings import Settings
 
-Kind = Literal["generate", "loglik", "document"]
+Kind = Literal["generate", "loglik", "document", "tokens"]
 Script = Callable[[str, Kind, Any], Any]
 
 
@@ -32,7 +32,10 @@ class ScriptedModels:
         settings: the run's settings.
         script: (recipe, kind, question) -> reply. The recipe is `none` for the dense model. The
             question is a prompt (`generate`, reply: text), a pair of context and continuation
-            (`loglik`, reply: nats) or a text (`document`, reply: nats).
+            (`loglik`, reply: nats) or a text (`document`, reply: nats). What broke is asked as
+            `loglik` too where a task of written answers has accepted ones (`capcheck.lost`).
+            Gates on `kl` and `agreement` ask `tokens` of a text (reply: the weights of the tokens
+            0, 1, … at each position, as a list of lists).
         built: a file to which a line is added whenever a model is built: the recipe, `none` for
             the dense model, or `control`; None for no such file.
         asked: a file to which a line is added for every question: the recipe and the kind.
@@ -87,7 +90,7 @@ class ScriptedModels:
                 return answer
 
             self._backends[label] = ScriptedBackend(
-                reply("generate"), reply("loglik"), reply("document")
+                reply("generate"), reply("loglik"), reply("document"), reply("tokens")
             )
         return self._backends[label]
 

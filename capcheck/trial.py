@@ -1,29 +1,29 @@
-"""One comparison's evidence: which items are asked, in what order, and when it suffices."""
+"""One comparison's evidence: how many items are asked, and what they show."""
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from capcheck import stats
-from capcheck.errors import OutOfTimeError, SmallerBatchesError, VacuousError
-from capcheck.gates import PENDING, is_silent, margin_of
+from capcheck.answers import Answers
+from capcheck.divergence import Divergence
+from capcheck.errors import OutOfTimeError, VacuousError
+from capcheck.gates import PENDING, SHOWN, gate_of, is_silent, margin_of
 from capcheck.recipe import Recipe
-from capcheck.result import Claim, Flip, Gate, Interval, Metric, Score, Verdict
-from capcheck.rounds import looks_of, units_of
-from capcheck.rows import Item
+from capcheck.result import ON_TEXT, Claim, Flip, Gate, Interval, Metric, Score, Subset, Verdict
+from capcheck.rounds import looks_of
 
 if TYPE_CHECKING:
     from capcheck.session import Session
     from capcheck.settings import Settings
     from capcheck.task import Task
-
-_SHOWN = 5  # broken items whose answers a gate carries
 
 
 class Trial:
@@ -59,75 +59,74 @@ class Trial:
         self._against = against
         self._settings = settings
         self._record = record
-        self._allowed = allowed
         self._accepted = accepted
-        self._items = task.load(settings.data)
-        self._units = units_of(task, self._items, settings)
-        # The chances of items yet to be asked too: they bound what can still come.
-        self._chances = np.array([task.chance(self._items[i]) for u in self._units for i in u])
-        self._scores: tuple[dict[int, Score], dict[int, Score]] = ({}, {})
-        self._declared = bool(against)  # a compressed reference is in no baseline
+        self._answers = Answers(session, task, recipe, against, settings, allowed)
+        self._diverged: Divergence | None = None
         self.last_gate: Gate | None = None
 
     def decide(self, claim: Claim) -> bool:
         """Gather the evidence that a claim needs; return whether it holds."""
         started = time.monotonic()
-        gate = self._ratio_gate(claim) if claim.metric == "ratio" else self._paired_gate(claim)
-        gate = self._beside(replace(gate, seconds=time.monotonic() - started))
-        gate = self._finish(gate)
+        gate = self._text_gate(claim) if claim.metric in ON_TEXT else self._paired_gate(claim)
+        gate = self._beside(gate)
+        gate = self._finish(replace(gate, seconds=time.monotonic() - started))
         if gate.verdict is Verdict.UNDECIDED:
             return self._settings.undecided == "hold"
         return gate.verdict is Verdict.RETAINED or gate.known
 
     def interval(self, metric: Metric) -> Interval:
         """Ask every item and return the estimate of a metric."""
-        asked = self._ask(len(self._units))
-        return self._estimate(metric, asked)
+        if metric in ("kl", "agreement"):
+            return self._on_text(metric, self._answers.all(), self._settings.alpha)
+        return self._estimate(metric, self._answers.ask(len(self._answers.units)))
 
-    def broken(self) -> tuple[Flip, ...]:
-        """Ask every item and return what broke; record a gate of the metric `items`."""
+    def listed(self, subset: Subset) -> tuple[Flip, ...]:
+        """Ask every item and return those of a subset; record a gate of the metric `items`."""
         started = time.monotonic()
-        claim = Claim("items", None)
+        claim = Claim("items", None, subset)
         try:
-            asked = self._ask(len(self._units))
+            asked = self._answers.ask(len(self._answers.units))
         except OutOfTimeError:
             self._finish(self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME))
             raise
         if not self._shown(claim, asked):
-            self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=_VACUOUS))
+            reason = _NOTHING[subset]
+            self._finish(self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason))
         gate = self._gate(claim, Verdict.UNDECIDED, asked, None, reason=PENDING)
+        flips = self._answers.flips(asked, subset)
+        if subset == "broken":
+            gate, flips = self._judged(gate, flips)
         gate = self._beside(gate)
-        flips = self._flips(asked)[0]
         ids = tuple(flip.item.id for flip in flips)
-        self._finish(replace(gate, broken_items=ids, seconds=time.monotonic() - started))
+        self._finish(replace(gate, subset_items=ids, seconds=time.monotonic() - started))
         return flips
 
     def fixed(self) -> tuple[Flip, ...]:
         """Ask every item and return what was fixed."""
-        return self._flips(self._ask(len(self._units)))[1]
+        return self._answers.flips(self._answers.ask(len(self._answers.units)), "fixed")
 
     def scores(self) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
         """Ask every item and return both sides' scores in the order of the items."""
-        asked = sorted(self._ask(len(self._units)))
-        first, second = (tuple(side[i] for i in asked) for side in self._scores)
+        asked = sorted(self._answers.ask(len(self._answers.units)))
+        first, second = (tuple(self._answers.of(side, asked)) for side in (0, 1))
         return first, second
 
     # Gates
 
     def _paired_gate(self, claim: Claim) -> Gate:
-        looks = looks_of(len(self._units), all_at_once=self._settings.items == "all")
+        looks = looks_of(len(self._answers.units), all_at_once=self._settings.items == "all")
         asked: list[int] = []
         verdict, reason, seen, able = Verdict.UNDECIDED, "", [], False
         try:
             for units in looks:
                 if not able:
                     # The compressed model is asked only where dense can do the task at all.
-                    able = self._shown(claim, self._ask_reference(looks, units), looks)
-                    everything = asked if able else self._ask_reference(looks, looks[-1])
+                    able = self._shown(claim, self._answers.ask_reference(looks, units), looks)
+                    everything = asked if able else self._answers.ask_reference(looks, looks[-1])
                     if not able and not self._shown(claim, everything, looks):
                         return self._gate(claim, Verdict.VACUOUS, everything, None, reason=_VACUOUS)
                     able = True
-                asked = self._ask(units)
+                asked = self._answers.ask(units)
                 seen.append(units)
                 verdict = self._verdict(claim, asked, seen)
                 if verdict is not Verdict.UNDECIDED:
@@ -139,7 +138,7 @@ class Trial:
         estimate = self._estimate(claim.metric, asked, looks=seen)
         needed = None
         if verdict is Verdict.UNDECIDED:
-            d, c, g, clusters = self._arrays(asked)
+            d, c, g, clusters = self._answers.arrays(asked)
             needed = stats.items_to_settle(
                 d,
                 c,
@@ -150,36 +149,70 @@ class Trial:
                 clusters=clusters,
             )
             reason = reason or "too few items to tell"
-        return self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
+        gate = self._gate(claim, verdict, asked, estimate, needed=needed, reason=reason)
+        if verdict is Verdict.DEGRADED:
+            gate, _ = self._judged(gate, self._answers.flips(asked, "broken"))
+        return gate
 
-    def _ratio_gate(self, claim: Claim) -> Gate:
+    def _judged(self, gate: Gate, broken: tuple[Flip, ...]) -> tuple[Gate, tuple[Flip, ...]]:
+        """Say which broken items are lost in generation alone, where there is time to ask."""
         try:
-            asked = self._ask(len(self._units))
+            broken = self._answers.judged(broken)
+        except OutOfTimeError:
+            return gate, broken
+        counts = Counter(flip.lost for flip in broken if flip.lost is not None)
+        if counts:
+            lost = (counts["in generation"], counts["altogether"])
+            gate = replace(gate, lost=lost, examples=broken[:SHOWN])
+        return gate, broken
+
+    def _text_gate(self, claim: Claim) -> Gate:
+        side = None if claim.metric == "ratio" else 0  # the dense model's nats tell what is vacuous
+        assert claim.threshold is not None
+        asked: list[int] = []
+        try:
+            asked = self._answers.ask(len(self._answers.units), side)
+            vocabulary = self._session.vocabulary()
+            dense = self._answers.nats(0, asked)
+            if not stats.perplexity_shown(*dense, vocabulary, alpha=self._settings.alpha):
+                reason = (
+                    "the dense model's perplexity is not shown to be better than guessing tokens"
+                )
+                return self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason)
+            estimate = self._on_text(claim.metric, asked, self._settings.alpha)
         except OutOfTimeError:
             return self._gate(claim, Verdict.UNDECIDED, [], None, reason=_NO_TIME)
-        dense, _, tokens = self._nats(asked)
-        vocabulary = self._session.vocabulary()
-        if not stats.perplexity_shown(dense, tokens, vocabulary, alpha=self._settings.alpha):
-            reason = "the dense model's perplexity is not shown to be better than guessing tokens"
-            return self._gate(claim, Verdict.VACUOUS, asked, None, reason=reason)
-        estimate = self._estimate("ratio", asked)
-        assert claim.threshold is not None
-        verdict = stats.ratio_verdict(estimate, claim.threshold)
+        find = stats.agreement_verdict if claim.metric == "agreement" else stats.ratio_verdict
+        verdict = find(estimate, claim.threshold)
         if verdict is Verdict.DEGRADED:  # one of many is called so at a smaller error
             strict = self._settings.alpha / self._settings.gates
-            verdict = stats.ratio_verdict(self._ratio(asked, strict), claim.threshold)
+            verdict = find(self._on_text(claim.metric, asked, strict), claim.threshold)
         reason = "too few documents to tell" if verdict is Verdict.UNDECIDED else ""
         return self._gate(claim, verdict, asked, estimate, reason=reason)
 
+    def _on_text(self, metric: Metric, asked: Sequence[int], alpha: float) -> Interval:
+        """Return the estimate of a text's metric; asks what it needs and is not known yet."""
+        seed = self._settings.seed
+        if metric == "ratio":
+            dense, tokens = self._answers.nats(0, asked)
+            compressed, _ = self._answers.nats(1, asked)
+            return stats.ratio_interval(dense, compressed, tokens, alpha=alpha, seed=seed)
+        if self._diverged is None:
+            self._diverged = self._answers.divergence(asked)
+        found = self._diverged
+        if metric == "kl":
+            return stats.kl_interval(found.nats, found.positions, alpha=alpha, seed=seed)
+        return stats.agreement_interval(found.agreed / found.positions, alpha=alpha)
+
     def _verdict(self, claim: Claim, asked: Sequence[int], looks: Sequence[int]) -> Verdict:
-        d, c, g, clusters = self._arrays(asked)
+        d, c, g, clusters = self._answers.arrays(asked)
         return stats.decide(
             d,
             c,
             g,
             claim,
             looks=looks,
-            declared=len(self._units),
+            declared=len(self._answers.units),
             alpha=self._settings.alpha,
             gates=self._settings.gates,
             clusters=clusters,
@@ -190,8 +223,8 @@ class Trial:
     ) -> Interval:
         alpha = self._settings.alpha
         if metric == "ratio":
-            return self._ratio(asked, alpha)
-        d, c, g, clusters = self._arrays(asked)
+            return self._on_text(metric, asked, alpha)
+        d, c, g, clusters = self._answers.arrays(asked)
         find = stats.retention_interval if metric == "retention" else stats.drop_interval
         return find(
             d,
@@ -199,30 +232,32 @@ class Trial:
             g,
             alpha=alpha,
             clusters=clusters,
-            looks=looks or [len(self._units)],
-            declared=len(self._units),
-        )
-
-    def _ratio(self, asked: Sequence[int], alpha: float) -> Interval:
-        dense, compressed, tokens = self._nats(asked)
-        return stats.ratio_interval(
-            dense, compressed, tokens, alpha=alpha, seed=self._settings.seed
+            looks=looks or [len(self._answers.units)],
+            declared=len(self._answers.units),
         )
 
     def _shown(self, claim: Claim, asked: Sequence[int], looks: Sequence[int] = ()) -> bool:
         """Whether the reference is shown to have something that the claim could find lost."""
-        values = np.array([self._scores[0][i].value for i in asked])
+        scores = self._answers.of(0, asked)
+        if claim.subset == "changed":
+            return any(score.value < 0.5 for score in scores)
+        values = [score.value for score in scores]
+        chances: ArrayLike = self._answers.chances
+        if claim.subset == "format_failures":
+            values, chances = [float(not s.unparsable) for s in scores], 0.0
+        elif claim.subset == "degenerate":
+            values, chances = [float(not s.degenerate) for s in scores], 0.0
         margin = margin_of(claim)
         if margin >= 1:  # nobody can lose that much
             return False
         return stats.shown_above_chance(
-            values,
-            self._chances,
+            np.array(values),
+            chances,
             margin,
             self._settings.alpha,
-            declared=len(self._units),
-            looks=looks or [len(self._units)],
-            clusters=self._clusters(asked),
+            declared=len(self._answers.units),
+            looks=looks or [len(self._answers.units)],
+            clusters=self._answers.clusters(asked),
         )
 
     def _gate(
@@ -235,31 +270,8 @@ class Trial:
         reason: str = "",
         needed: int | None = None,
     ) -> Gate:
-        # A side of which only some items are known (from an earlier gate) is not spoken of.
-        sides = [[s[i] for i in asked] if s.keys() >= set(asked) else [] for s in self._scores]
-        paired = all(sides) and "ratio" not in self._task.metrics
-        broken, fixed = self._flips(asked) if paired else ((), ())
-        dense, compressed = (_mean(self._task, scores) for scores in sides)
-        unparsable = [sum(score.unparsable for score in scores) for scores in sides]
-        return Gate(
-            task=self._task.name,
-            recipe=str(self._recipe),
-            against=str(self._against),
-            claim=claim,
-            verdict=verdict,
-            dense=dense,
-            compressed=compressed,
-            estimate=estimate,
-            used=len(asked),
-            available=len(self._items),
-            broken=len(broken),
-            fixed=len(fixed),
-            unparsable=(unparsable[0], unparsable[1]),
-            needed=needed,
-            reason=reason,
-            confidence=self._settings.confidence,
-            examples=broken[:_SHOWN],
-        )
+        gate = gate_of(self._answers, claim, verdict, asked, self._settings.confidence)
+        return replace(gate, estimate=estimate, reason=reason, needed=needed)
 
     def _beside(self, gate: Gate) -> Gate:
         """Put the perplexity ratio beside a gate and say whether the damage is silent."""
@@ -278,100 +290,12 @@ class Trial:
             raise VacuousError(f"{gate.task}[{gate.recipe}] is vacuous: {gate.reason}")
         return gate
 
-    # Items and scores
-
-    def _ask(self, units: int, side: int | None = None) -> list[int]:
-        """Ask both sides (or one) the items of the first `units` units; return their positions.
-
-        Where memory runs out, all that was asked is asked again in the smaller batches.
-        """
-        while True:
-            try:
-                return self._ask_once(units, side)
-            except SmallerBatchesError:
-                for scores in self._scores:
-                    scores.clear()
-                self._session.drop_records(self._task, self._recipe, self._against)
-
-    def _ask_once(self, units: int, side: int | None) -> list[int]:
-        self._allowed()
-        self._declare()
-        asked = [i for unit in self._units[:units] for i in unit]
-        for which in (0, 1) if side is None else (side,):
-            scores = self._scores[which]
-            missing = [i for i in asked if i not in scores]
-            recipe = self._recipe if which else self._against
-            control = bool(which) and not self._recipe
-            replies = self._session.replies(
-                recipe, self._task, [self._items[i] for i in missing], control=control
-            )
-            for i, reply in zip(missing, replies, strict=True):
-                scores[i] = self._task.score(self._items[i], reply)
-                if which and i in self._scores[0]:
-                    sides = (self._scores[0][i], scores[i])
-                    self._session.keep_record(
-                        self._task, self._items[i], recipe, self._against, *sides
-                    )
-        return asked
-
-    def _declare(self) -> None:
-        """Say, once, what the dense model may be asked at most, and in what rounds."""
-        if self._declared:
-            return
-        self._declared = True
-        at_once = self._settings.items == "all" or "ratio" in self._task.metrics
-        looks = looks_of(len(self._units), all_at_once=at_once)
-        rounds = [self._units[a:b] for a, b in itertools.pairwise([0, *looks])]
-        self._session.declare(
-            self._task, [[self._items[i] for unit in units for i in unit] for units in rounds]
-        )
-
-    def _ask_reference(self, looks: Sequence[int], units: int) -> list[int]:
-        """Ask the reference alone, a look at a time: in the batches that the other side will see.
-
-        A compressed reference is asked all at once: one compressed model is kept at a time, so
-        going back and forth would make each of the two anew at every look.
-        """
-        last = looks[-1] if self._against else units
-        return [self._ask(look, side=0) for look in looks if look <= last][looks.index(units)]
-
-    def _flips(self, asked: Sequence[int]) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
-        first, second = self._scores
-        flips = [self._flip(self._items[i], first[i], second[i]) for i in sorted(asked)]
-        broken = tuple(f for f in flips if f.dense.value >= 0.5 > f.compressed.value)
-        fixed = tuple(f for f in flips if f.compressed.value >= 0.5 > f.dense.value)
-        return broken, fixed
-
-    def _flip(self, item: Item, dense: Score, compressed: Score) -> Flip:
-        question = self._task.prompt_of(item).removeprefix(self._task.header)
-        return Flip(item, dense, compressed, question, self._task.wanted(item))
-
-    def _arrays(
-        self, asked: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
-        return first, second, self._chances, self._clusters(asked)
-
-    def _clusters(self, asked: Sequence[int]) -> np.ndarray | None:
-        if self._task.cluster is None:
-            return None
-        return np.array([str(self._items[i].get(self._task.cluster)) for i in asked])
-
-    def _nats(self, asked: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the summed nats of each document on both sides, and its tokens."""
-        tokens = np.array([self._scores[0][i].weight for i in asked])
-        first, second = (np.array([side[i].value for i in asked]) for side in self._scores)
-        return first * tokens, second * tokens, tokens
-
 
 _VACUOUS = "the dense model is not shown to do better than chance, so there is nothing to lose"
+_NOTHING: dict[Subset, str] = {
+    "broken": _VACUOUS,
+    "changed": "the dense model has no wrong answer that could change",
+    "format_failures": "the dense model is not shown to give answers that can be read",
+    "degenerate": "the dense model is not shown to give answers that are not empty and do not loop",
+}
 _NO_TIME = "the time budget ran out"
-
-
-def _mean(task: Task, scores: Sequence[Score]) -> float | None:
-    """Return the mean score, or the perplexity where the task is one."""
-    total = sum(score.weight for score in scores)
-    if not scores or not total:
-        return None
-    mean = sum(score.value * score.weight for score in scores) / total
-    return float(np.exp(min(mean, 700.0))) if "ratio" in task.metrics else mean

@@ -16,7 +16,14 @@ from capcheck.tasks.questions import CLOSED, CLOSED_EXAMPLES, TIERS, answered, f
 QUESTIONS = partial(fact_rows, SUITE_SEED, per_tier=400)  # made when they are asked
 
 
-@task(items=QUESTIONS, prompt=CLOSED, header=CLOSED_EXAMPLES, max_tokens=12, stop="\n")
+@task(
+    items=QUESTIONS,
+    prompt=CLOSED,
+    header=CLOSED_EXAMPLES,
+    max_tokens=12,
+    stop="\n",
+    answers="answers",
+)
 def facts(item, answer):
     return answered(item, answer)
 

@@ -20,6 +20,7 @@ from capcheck.tasks.questions import CLOSED, CLOSED_EXAMPLES, answered, fact_row
     header=CLOSED_EXAMPLES,
     max_tokens=12,
     stop="\n",
+    answers="answers",
 )
 def knowledge(item, answer):
     return answered(item, answer)

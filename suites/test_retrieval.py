@@ -25,12 +25,21 @@ from capcheck.tasks.questions import (
 QUESTIONS = partial(fact_rows, SUITE_SEED, per_tier=150)  # made when they are asked
 
 
-@task(items=QUESTIONS, prompt=CLOSED, header=CLOSED_EXAMPLES, max_tokens=12, stop="\n")
+@task(
+    items=QUESTIONS,
+    prompt=CLOSED,
+    header=CLOSED_EXAMPLES,
+    max_tokens=12,
+    stop="\n",
+    answers="answers",
+)
 def closed_book(item, answer):
     return answered(item, answer)
 
 
-@task(items=QUESTIONS, prompt=OPEN, header=OPEN_EXAMPLES, max_tokens=12, stop="\n")
+@task(
+    items=QUESTIONS, prompt=OPEN, header=OPEN_EXAMPLES, max_tokens=12, stop="\n", answers="answers"
+)
 def open_book(item, answer):
     return answered(item, answer)
 

@@ -8,12 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from capcheck import generation
+from capcheck import choices, generation
 from capcheck.comparison import Comparison, Estimate
 from capcheck.result import Claim, Interval
 from capcheck.tasks.perplexity import perplexity
 
 QA = generation([{"prompt": "p", "answers": "a"}], name="qa")
+PICK = choices([{"prompt": "p", "choices": ["a", "b"], "answer": 0}], name="pick")
 TEXT = perplexity([{"text": "t"}], name="text")
 
 
@@ -33,11 +34,12 @@ class Told:
         self.asked.append(metric)
         return Interval(0.9, 0.8, 1.0, 42)
 
-    def broken(self):
-        self.asked.append("broken")
+    def listed(self, subset):
+        self.asked.append(subset)
         return ()
 
-    fixed = scores = broken
+    def fixed(self):
+        return self.listed("fixed")
 
 
 def estimate(metric="retention", holds=True):
@@ -54,7 +56,14 @@ def test_any_real_number_is_a_threshold(number):
 
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize(
-    ("metric", "good_above"), [("retention", True), ("drop", False), ("ratio", False)]
+    ("metric", "good_above"),
+    [
+        ("retention", True),
+        ("drop", False),
+        ("ratio", False),
+        ("kl", False),
+        ("agreement", True),
+    ],
 )
 def test_the_claim_is_that_nothing_is_lost_whichever_way_it_is_written(metric, good_above, holds):
     found = estimate(metric, holds)
@@ -100,6 +109,8 @@ def test_what_is_refused(use, says):
 def test_the_other_sign_is_named_where_less_is_better():
     with pytest.raises(TypeError, match="write drop <= NUMBER"):
         bool(estimate("drop"))
+    with pytest.raises(TypeError, match="write agreement >= NUMBER"):
+        bool(estimate("agreement"))
 
 
 def test_numbers():
@@ -125,11 +136,25 @@ def test_what_is_shown_asks_nothing():
 def test_a_task_has_the_estimates_that_make_sense_of_it():
     with pytest.raises(TypeError, match="'text' has no drop; its estimates are ratio"):
         _ = Comparison(TEXT, "rtn:4", Told()).drop
-    with pytest.raises(TypeError, match="'qa' has no ratio; its estimates are retention and drop"):
-        _ = Comparison(QA, "rtn:4", Told()).ratio
-    for name in ("broken", "fixed"):
+    for name in ("ratio", "kl", "agreement"):
+        says = f"'qa' has no {name}; its estimates are retention and drop"
+        with pytest.raises(TypeError, match=says):
+            getattr(Comparison(QA, "rtn:4", Told()), name)
+        assert repr(getattr(Comparison(TEXT, "rtn:4", Told()), name)) == f"<{name} of text[rtn:4]>"
+    for name in ("broken", "fixed", "changed"):
         with pytest.raises(TypeError, match="measures perplexity"):
             getattr(Comparison(TEXT, "rtn:4", Told()), name)
+    for name in ("format_failures", "degenerate"):
+        for asked in (TEXT, PICK):
+            with pytest.raises(TypeError, match="has the model write nothing"):
+                getattr(Comparison(asked, "rtn:4", Told()), name)
+
+
+@pytest.mark.parametrize("name", ["broken", "fixed", "changed", "format_failures", "degenerate"])
+def test_items_are_asked_of_the_evidence(name):
+    evidence = Told()
+    assert getattr(Comparison(QA, "rtn:4", evidence), name) == ()
+    assert evidence.asked == [name]
 
 
 @pytest.mark.parametrize(("task", "says"), [(QA, "retention >= NUMBER"), (TEXT, "ratio <= NUMBER")])

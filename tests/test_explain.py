@@ -78,6 +78,18 @@ def test_a_ratio_speaks_of_documents():
     ]
 
 
+def test_a_divergence_has_digits_enough_and_names_its_documents():
+    gate = replace(
+        GATE, claim=Claim("kl", 0.0001), compressed=None, used=40, available=40,
+        estimate=Interval(0.000123456, 5e-05, 12.345, 40), silent=False,
+    )  # fmt: skip
+    assert said(gate) == [
+        "qa[wanda:0.5]: kl <= 0.0001 is degraded",
+        "  kl          0.000123 [5e-05, 12.3], each bound at 95% confidence, 40 documents",
+        "  perplexity  ratio 1.010 [1.000, 1.020]",
+    ]
+
+
 def test_the_reference_is_named():
     lines = said(replace(GATE, against="wanda:2:4", unparsable=(1, 7)))
     assert "  score       wanda:2:4 0.800, wanda:0.5 0.600, 200 of 400 items" in lines
@@ -105,9 +117,43 @@ def test_an_empty_answer_is_shown_as_such():
     assert "      wanda:0.5  (nothing)" in said(replace(GATE, examples=(flip,)))
 
 
-def test_broken_items():
-    gate = replace(GATE, claim=Claim("items", None), estimate=None)
-    assert headline(gate) == "qa[wanda:0.5]: no broken item that matters is degraded"
+@pytest.mark.parametrize(
+    ("subset", "what", "shown"),
+    [
+        ("broken", "broken item", "broken"),
+        ("changed", "changed wrong answer", "wrong in another way"),
+        ("format_failures", "new format failure", "format failures"),
+        ("degenerate", "new degenerate answer", "degenerate"),
+    ],
+)
+def test_items(subset, what, shown):
+    flip = Flip(Item("1", {}, "rows item 1"), Score(1.0, "Ann"), Score(0.0, "Bob"))
+    gate = replace(GATE, claim=Claim("items", None, subset), estimate=None, examples=(flip,))
+    assert headline(gate) == f"qa[wanda:0.5]: no {what} that matters is degraded"
+    assert f"  {shown}, for example" in said(gate)
+
+
+def test_what_is_lost_in_generation():
+    line = "  lost        12 of 45 broken in generation alone: the right answer still scores best"
+    assert line in said(replace(GATE, lost=(12, 33)))
+    assert f"{line} (3 wrote nothing to compare it with)" in said(replace(GATE, lost=(12, 30)))
+    flips = [
+        Flip(Item("1", {}, "rows item 1"), Score(1.0, "Ann"), Score(0.0, "Bob"), lost=lost)
+        for lost in ("in generation", "altogether", None)
+    ]
+    lines = said(replace(GATE, examples=tuple(flips)))
+    assert [line for line in lines if "wanda:0.5  " in line] == [
+        "      wanda:0.5  'Bob' (yet the right answer scores better)",
+        "      wanda:0.5  'Bob'",
+        "      wanda:0.5  'Bob'",
+    ]
+
+
+def test_what_is_no_answer_is_counted_apart():
+    lines = said(replace(GATE, changed=3, empty=(0, 4), looping=(1, 2), unparsable=(0, 5)))
+    assert "  items       45 broken, 5 fixed, 3 wrong in another way" in lines
+    assert "  format      5 answers could not be read (dense: 0), each scored 0" in lines
+    assert "  degenerate  4 answers are empty and 2 loop (dense: 0 and 1)" in lines
 
 
 @pytest.mark.parametrize(("confidence", "shown"), [(0.9, "90"), (0.995, "99.5"), (0.999, "99.9")])

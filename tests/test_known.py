@@ -25,7 +25,8 @@ CHECKS = st.builds(
         "nodeid": nodeid, "recipe": "wanda:0.5", "against": "none", "task": task,
         "metric": metric, "threshold": None if metric == "items" else threshold,
         "estimate": None if metric == "items" else estimate,
-        "broken_items": broken if metric == "items" else [], "verdict": verdict, "known": False,
+        "subset": "broken" if metric == "items" else None,
+        "subset_items": broken if metric == "items" else [], "verdict": verdict, "known": False,
     },
     st.text(min_size=1), st.text(), st.sampled_from(["retention", "drop", "ratio", "items"]),
     FINITE, INTERVALS, st.lists(st.text()), st.sampled_from([str(v) for v in Verdict]),
@@ -50,11 +51,12 @@ def test_it_is_read_as_it_was_written_and_order_changes_nothing(checks, seed, tm
 
 
 def gate(metric, low, high, broken=()):
+    claim = Claim("items", None, "broken") if metric == "items" else Claim(metric, 0.9)
     return Gate(
-        "task", "wanda:0.5", "none", Claim(metric, None if metric == "items" else 0.9),
+        "task", "wanda:0.5", "none", claim,
         Verdict.DEGRADED, 1.0, 0.5,
         Interval((low + high) / 2, low, high, 99) if metric != "items" else None, 99, 99,
-        broken_items=broken,
+        subset_items=broken,
     )  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def test_items_of_gates_that_nothing_tells_apart_are_all_accepted(tmp_path):
     losses = KnownLosses(tmp_path / "a.json")
     assert all(losses.accepted("t", one).known for one in gates)
     found = losses.accepted("t", gate("items", 0, 1, ("a", "d")))
-    assert found.reason == "beyond the known loss, d broke"
+    assert found.reason == "beyond the known loss: d"
 
 
 def test_what_is_not_degraded_is_left_alone(tmp_path):
@@ -108,3 +110,13 @@ def test_what_is_not_degraded_is_left_alone(tmp_path):
     for verdict in (Verdict.RETAINED, Verdict.UNDECIDED, Verdict.VACUOUS):
         one = replace(gate("drop", 0.8, 0.9), verdict=verdict)
         assert losses.accepted("t", one) == one
+
+
+def test_two_subsets_are_two_losses(tmp_path):
+    broken = gate("items", 0, 1, ("a",))
+    changed = replace(broken, claim=Claim("items", None, "changed"), subset_items=("b",))
+    write(tmp_path / "a.json", [{"nodeid": "t", **one.to_json()} for one in (broken, changed)])
+    losses = KnownLosses(tmp_path / "a.json")
+    assert losses.accepted("t", broken).known
+    assert losses.accepted("t", changed).known
+    assert not losses.accepted("t", replace(changed, subset_items=("a",))).known

@@ -19,6 +19,9 @@ LEVELS = (
     (
         "session",
         "trial",
+        "answers",
+        "lost",
+        "divergence",
         "gates",
         "rounds",
         "explain",
@@ -65,7 +68,7 @@ LEVELS = (
     ("task", "settings", "options"),
     ("rows", "overlap"),
     ("recipe",),
-    ("recipe_text",),
+    ("recipe_text", "distributions"),
     ("methods", "result", "errors", "__init__"),
 )
 PYTEST = {"plugin", "run", "plan_run", "collect", "hookspec", "xdist_scheduler"}

@@ -13,7 +13,8 @@ CHECK = {
     "compressed": 0.4, "estimate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 128},
     "items": {"used": 128, "available": 400}, "broken": 40, "fixed": 2, "needed": None,
     "perplexity_ratio": 1.01, "perplexity_bounds": [1.0, 1.02], "silent_damage": True,
-    "known": False,
+    "known": False, "subset": None, "format_failures": {"dense": 0, "compressed": 0},
+    "degenerate": {side: {"empty": 0, "looping": 0} for side in ("dense", "compressed")},
 }  # fmt: skip
 LOG = {
     "recipe": "wanda:0.5", "skipped": [], "fallbacks": [],
@@ -57,13 +58,30 @@ def test_tasks_stand_together_and_the_reference_is_named():
 
 def test_other_metrics():
     ratio = {**CHECK, "metric": "ratio", "threshold": 1.05, "silent_damage": False}
-    items = {**CHECK, "metric": "items", "threshold": None, "estimate": None, "dense": None,
+    items = {**CHECK, "metric": "items", "subset": "format_failures", "threshold": None,
+             "estimate": None, "dense": None,
              "silent_damage": False, "verdict": "undecided", "needed": 900}  # fmt: skip
     text = shown(ratio, items)
     assert "ratio <= 1.05" in text
-    assert "broken" in text
+    assert "  format failures  " in text
     assert "undecided: qa[wanda:0.5] would take about 900 items (400 there are)" in text
     assert "2 gates: 1 degraded, 1 undecided" in text
+
+
+def test_what_is_no_answer():
+    more = {
+        **CHECK,
+        "format_failures": {"dense": 1, "compressed": 3},
+        "degenerate": {
+            "dense": {"empty": 5, "looping": 0},
+            "compressed": {"empty": 5, "looping": 9},
+        },
+    }
+    line = "qa[wanda:0.5]: of 128 answers 3 could not be read (dense: 1), 9 loop (dense: 0)"
+    assert shown(more, {**more, "metric": "drop"}).splitlines().count(line) == 1
+    better = {**more, "format_failures": {"dense": 4, "compressed": 3}, "against": "rtn:8"}
+    assert "of 128 answers 9 loop (rtn:8: 0)\n" in shown(better)
+    assert "answers" not in shown(CHECK)
 
 
 def test_the_control():

@@ -177,12 +177,17 @@ def test_out_of_time_measures_no_perplexity():
 
 def test_compare_needs_no_pytest_and_no_session():
     dense = ScriptedBackend(lambda prompt: "right", documents=lambda text: -1.0)
-    broken = ScriptedBackend(lambda prompt: "wrong", documents=lambda text: -1.0)
+    broken = ScriptedBackend(
+        lambda prompt: "wrong",
+        lambda pair: -1.0 if "right" in pair[1] else -2.0,
+        documents=lambda text: -1.0,
+    )
     assert compare(QA, dense, dense).retention >= 0.9
     found = compare(QA, dense, broken, settings=Settings(items="all"))
     assert not found.retention >= 0.9
     assert found.retention.gate.verdict is Verdict.DEGRADED
     assert len(found.broken) == 300
+    assert {flip.lost for flip in found.broken} == {"in generation"}
     with pytest.raises(VacuousError):
         _ = compare(QA, broken, dense).drop <= 0.1
 

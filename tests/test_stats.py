@@ -456,6 +456,72 @@ def test_one_document_alone_cannot_narrow_the_bounds():
     assert estimate.high == math.inf  # resamples without it say nothing about its size
 
 
+def test_kl_bounds():
+    rng = np.random.default_rng(3)
+    positions = rng.integers(4, 17, 80)
+    nats = positions * rng.gamma(2.0, 0.02, 80)
+    found = stats.kl_interval(nats, positions)
+    assert found.value == pytest.approx(nats.sum() / positions.sum())
+    assert 0 < found.low < found.value < found.high < 0.1
+    # The ratio is the same without its logarithm.
+    ratio = stats.ratio_interval(np.full(80, 3.0), 3.0 + nats, positions)
+    assert math.log(ratio.low) == pytest.approx(found.low)
+    assert math.log(ratio.high) == pytest.approx(found.high)
+    few = stats.kl_interval(nats[:29], positions[:29])
+    assert (few.low, few.high) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least 0"):
+        stats.kl_interval([-0.1, 0.2], [1, 1])
+
+
+def test_kl_of_a_few_documents_that_carry_it_all_is_not_bounded_below_zero():
+    nats = np.zeros(40)
+    nats[7] = 50.0
+    found = stats.kl_interval(nats, np.full(40, 16.0))
+    assert found.low == 0.0
+    assert found.high == math.inf
+    assert stats.kl_interval(np.zeros(40), np.full(40, 16.0)).high == 0.0
+
+
+def test_kl_bounds_cover_about_as_often_as_they_say():
+    rng, misses = np.random.default_rng(5), [0, 0]
+    for seed in range(300):
+        found = stats.kl_interval(16 * rng.gamma(4.0, 0.01, 60), np.full(60, 16), seed=seed)
+        misses[0] += found.low > 0.04
+        misses[1] += found.high < 0.04
+    assert misses[0] <= binom.isf(1e-3, 300, 0.06)
+    assert misses[1] <= binom.isf(1e-3, 300, 0.08)
+
+
+@pytest.mark.parametrize("n", [1, 5, 30, 60, 300])
+def test_agreement_throughout_proves_no_more_than_its_documents_can(n):
+    found = stats.agreement_interval(np.ones(n))
+    assert (found.value, found.high, found.n) == (1.0, 1.0, n)
+    # A share of 0.05 ** (1 / n) would show itself so with a probability of 0.05.
+    assert 0 < found.low < 0.05 ** (1 / n)
+    none = stats.agreement_interval(np.zeros(n))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - found.low)
+
+
+def test_agreement_bounds_hold():
+    rng, misses = np.random.default_rng(6), [0, 0]
+    for _ in range(400):
+        shares = rng.binomial(16, rng.beta(18, 2, 100)) / 16  # a mean of 0.9
+        found = stats.agreement_interval(shares)
+        assert 0 <= found.low <= found.value + 0.02
+        assert found.value - 0.02 <= found.high <= 1
+        misses[0] += found.low > 0.9
+        misses[1] += found.high < 0.9
+    assert max(misses) <= binom.isf(1e-3, 400, 0.05)
+
+
+def test_agreement_verdicts():
+    found = stats.agreement_interval(np.full(200, 0.9))
+    assert stats.agreement_verdict(found, 0.85) is RETAINED
+    assert stats.agreement_verdict(found, 0.9) is UNDECIDED
+    assert stats.agreement_verdict(found, 0.95) is DEGRADED
+
+
 def test_perplexity_shown():
     dense, _, tokens = documents(np.random.default_rng(1), 20, 0.0)
     assert stats.perplexity_shown(dense, tokens, 32_000)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from capcheck.distributions import TokenNats, TopTokens
 from capcheck.recipe import Recipe
 from capcheck.result import JSON, Answer, CompressionLog, Loglik
 
@@ -40,6 +41,20 @@ class Backend(Protocol):
 
         A text longer than the model's context is scored in consecutive windows, each
         conditioned on the last token of the window before it.
+        """
+
+    def top_tokens(self, texts: Sequence[str], k: int, most: int) -> list[TopTokens]:
+        """Return the `k` likeliest next tokens at up to `most` spaced positions of each text.
+
+        Positions are those of the tokens that `loglik_documents` scores
+        (`capcheck.distributions.spaced` says which); k is cut to the vocabulary.
+        """
+
+    def nats_of_tokens(self, texts: Sequence[str], tops: Sequence[TopTokens]) -> list[TokenNats]:
+        """Return ln p of the tokens that another model's `top_tokens` found in the same texts.
+
+        Raises:
+            ModelError: the logits are not finite, or the other model's tokens are not this one's.
         """
 
     def generate(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,17 +34,49 @@ def token_nats(
 ) -> torch.Tensor:
     """Return ln p of each target token, float32 `[n]`.
 
-    A hook in front of the head hands on only the hidden rows that are scored, each once, so the
-    model itself computes just those logits and whatever it does to them afterwards (Gemma 2 caps
-    them). They are computed a chunk at a time: for all chunks but the first the decoder returns
-    what it returned before, so that only the head runs again.
+    Args:
+        model, ids, where, cache, reading: as in `chunks_of_logits`; a row may be scored for several
+            targets.
+        targets: the token that follows each of the rows; `[n]`, on the host.
+
+    Raises:
+        ModelError: as in `chunks_of_logits`.
+    """
+    # Found on the host, so that an accelerator need not be waited for.
+    rows, owner = where.unique(return_inverse=True)  # [u], [n]
+    many = scored_at_once(model)
+    nats = torch.empty(len(where), dtype=torch.float32, device=ids.device)
+    with closing(chunks_of_logits(model, ids, rows, many, cache, **reading)) as chunks:
+        for number, logits in enumerate(chunks):
+            log_p = logits.float().log_softmax(-1)  # [c, vocab]
+            mine = (owner // many == number).nonzero().squeeze(1)  # [m]
+            at, token = (x[mine].to(ids.device) for x in (owner % many, targets))  # [m]
+            nats[mine.to(ids.device)] = log_p[at, token]
+    return nats
+
+
+def chunks_of_logits(
+    model: Any,
+    ids: torch.Tensor,
+    where: torch.Tensor,
+    rows: int,
+    cache: Callable[[], Any] | None = None,
+    **reading: torch.Tensor,
+) -> Generator[torch.Tensor, None, None]:
+    """Yield the logits of the rows, `rows` at a time: `[c, vocab]` each, in the model's dtype.
+
+    Close it (`contextlib.closing`) where it is not read to its end: until then the model is hooked.
+
+    A hook in front of the head hands on only the hidden rows that are scored, so the model itself
+    computes just those logits and whatever it does to them afterwards (Gemma 2 caps them). They are
+    computed a chunk at a time: for all chunks but the first the decoder returns what it returned
+    before, so that only the head runs again.
 
     Args:
         model: a causal language model in evaluation mode.
         ids: token ids `[b, t]`, padded on the right with any token.
-        where: the rows to score, as indices into `[b * t]`; `[n]`, on the host. A row may be scored
-            for several targets.
-        targets: the token that follows each of them; `[n]`, on the host.
+        where: the rows to score, as indices into `[b * t]`; `[n]`, on any device.
+        rows: how many are computed in one piece.
         cache: gives the keys and values of what comes before `ids`, afresh at every call.
         reading: `position_ids` `[b, t]` and `attention_mask` `[b, 1, t, all]`, where they are not
             those of plain sequences.
@@ -54,14 +86,10 @@ def token_nats(
     """
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     kept: list[Any] = []
-    # Found on the host, so that an accelerator need not be waited for.
-    rows, owner = where.unique(return_inverse=True)  # [u], [n]
-    nats = torch.empty(len(where), dtype=torch.float32, device=ids.device)
     with ExitStack() as undo:
         keeping = decoder.register_forward_hook(lambda module, args, output: kept.append(output))
         undo.callback(keeping.remove)
-        begin = 0
-        for chunk in rows.split(scored_at_once(model)):
+        for at, chunk in enumerate(where.split(rows)):
             before = None if cache is None else cache()
             with _rows_only(head, partial(_take, chunk.to(ids.device))):
                 logits = model(
@@ -75,16 +103,11 @@ def token_nats(
                     f"{type(model).__name__} does not compute its logits by its output embedding; "
                     "this architecture cannot be asked"
                 )
-            log_p = logits[0].float().log_softmax(-1)  # [c, vocab]
-            mine = ((owner >= begin) & (owner < begin + len(chunk))).nonzero().squeeze(1)  # [m]
-            of, token = ((owner - begin)[mine].to(ids.device), targets[mine].to(ids.device))
-            nats[mine.to(ids.device)] = log_p[of, token]
+            yield logits[0]
             # Replayed only where it is certain what to replay; else the whole model runs again.
-            if begin == 0 and len(kept) == 1 and decoder is not model:
+            if at == 0 and len(kept) == 1 and decoder is not model:
                 keeping.remove()
                 undo.enter_context(_returning(decoder, kept[0]))
-            begin += len(chunk)
-    return nats
 
 
 def scored_at_once(model: Any) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from capcheck.backends import distribution
 from capcheck.backends.chat import Chat
 from capcheck.backends.encoding import Encoder, Row, batches
 from capcheck.backends.forward import (
@@ -25,6 +26,7 @@ from capcheck.backends.forward import (
 from capcheck.backends.identity import describe, device_name, weights_digest
 from capcheck.backends.prefix import read, repeated, shared
 from capcheck.backends.scoring import Scoring
+from capcheck.distributions import TokenNats, TopTokens
 from capcheck.errors import ModelError, OutOfMemoryError, UsageError
 from capcheck.result import Answer, Loglik
 
@@ -154,6 +156,29 @@ class HFBackend:
             ModelError: the logits are not finite, or memory runs out.
         """
         return self._loglik(self.encoder.documents(texts), len(texts), "document")
+
+    def top_tokens(self, texts: Sequence[str], k: int, most: int) -> list[TopTokens]:
+        """Return the `k` likeliest next tokens at up to `most` spaced positions of each text.
+
+        Positions are counted as `loglik_documents` scores them, through all windows of a long text.
+
+        Raises:
+            UsageError, ModelError: as in `loglik_documents`.
+        """
+        with self._asking():
+            rows = self.encoder.documents(texts)
+            return distribution.top_tokens(self.model, rows, self.batch_tokens, k, most)
+
+    def nats_of_tokens(self, texts: Sequence[str], tops: Sequence[TopTokens]) -> list[TokenNats]:
+        """Return ln p of the tokens of another model's `top_tokens` of the same texts.
+
+        Raises:
+            UsageError: as in `loglik_documents`.
+            ModelError: as there, or the other model cuts texts into other tokens.
+        """
+        with self._asking():
+            rows = self.encoder.documents(texts)
+            return distribution.nats_of_tokens(self.model, rows, self.batch_tokens, tops)
 
     def generate(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str]

@@ -14,7 +14,7 @@ from capcheck.explain import number
 from capcheck.methods import METHODS
 from capcheck.reports import Results
 from capcheck.reports.draws import over_draws
-from capcheck.result import JSON
+from capcheck.result import JSON, ON_TEXT, sign_of
 
 _UNLIMITED = 10_000
 _STYLE = {"retained": "green", "degraded": "red", "undecided": "yellow", "vacuous": "dim"}
@@ -192,7 +192,7 @@ def _row(check: JSON) -> dict[str, str | Text]:
 
 
 def _flips(check: JSON) -> str:
-    if check["metric"] == "ratio":
+    if check["metric"] in ON_TEXT:
         return ""
     # A vacuous gate did not ask the compressed model.
     return "-" if check["compressed"] is None else f"-{check['broken']} +{check['fixed']}"
@@ -204,16 +204,16 @@ def _or_dash(value: float | None) -> str:
 
 def _gate(check: JSON) -> str:
     if check["threshold"] is None:
-        return "broken"
-    sign = ">=" if check["metric"] == "retention" else "<="
-    return f"{check['metric']} {sign} {check['threshold']:g}"
+        return str(check["subset"]).replace("_", " ")
+    return f"{check['metric']} {sign_of(check['metric'])} {check['threshold']:g}"
 
 
 def _estimate(check: JSON) -> str:
     found = check["estimate"]
     if found is None:
         return "-"
-    return f"{number(found['value'])} [{number(found['low'])}, {number(found['high'])}]"
+    value, low, high = (number(found[key], check["metric"]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _draws(entry: JSON) -> str:
@@ -237,7 +237,7 @@ def _notes(results: Results) -> list[str]:
     controls = [
         c
         for c in results.checks
-        if c["recipe"] == "none" and c["metric"] != "ratio" and c["compressed"] is not None
+        if c["recipe"] == "none" and c["metric"] not in ON_TEXT and c["compressed"] is not None
     ]
     if controls:
         flips = sum(c["broken"] + c["fixed"] for c in controls)
@@ -246,6 +246,7 @@ def _notes(results: Results) -> list[str]:
             f"control (dense against itself): {flips} flips in {asked} items"
             + (", the noise floor of every comparison above" if flips else "")
         )
+    lines += dict.fromkeys(filter(None, map(_failures, results.checks)))
     lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
     known = sum(check["known"] for check in results.checks)
     counts = [
@@ -265,6 +266,27 @@ def _notes(results: Results) -> list[str]:
             f"{alpha:.3g} at most"
         )
     return lines
+
+
+_KINDS = ("could not be read", "are empty", "loop")
+
+
+def _failures(check: JSON) -> str:
+    """Return what the compressed model writes that is no answer, where dense has less of it."""
+    dense, compressed = (
+        [check["format_failures"][side], *check["degenerate"][side].values()]
+        for side in ("dense", "compressed")
+    )
+    more = [
+        f"{now} {what} ({check['against'] if check['against'] != 'none' else 'dense'}: {before})"
+        for what, before, now in zip(_KINDS, dense, compressed, strict=True)
+        if now > before
+    ]
+    if not more:
+        return ""
+    return (
+        f"{check['task']}[{check['recipe']}]: of {check['items']['used']} answers {', '.join(more)}"
+    )
 
 
 def _perplexity(check: JSON) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capcheck.errors import UsageError, nearest
 from capcheck.result import JSON, Answer, Score
 from capcheck.rows import Item, Items, source_of
 from capcheck.task import Prompt, Task, Unparsable
 from capcheck.tasks.choices import default_name
+from capcheck.tasks.degenerate import degeneration
 from capcheck.tasks.squad import contains, exact, f1, starts
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Generation(Task):
         needs: fields every row must have.
     """
 
+    writes: ClassVar[bool] = True
+
     scorer: Scorer
     max_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -51,7 +54,11 @@ class Generation(Task):
 
     def wanted(self, item: Item) -> str:
         """Return the first accepted answer, where the items hold them."""
-        return accepted(item, self.needs[0])[0] if self.needs else ""
+        return next(iter(self.accepted(item)), "")
+
+    def accepted(self, item: Item) -> list[str]:
+        """Return the accepted answers, where the items hold them."""
+        return accepted(item, self.needs[0]) if self.needs else []
 
     def request(self, item: Item) -> JSON:
         """Return prompt, length and stops."""
@@ -75,19 +82,20 @@ class Generation(Task):
             UsageError: the scorer gave something other than a bool or a number from 0 to 1.
         """
         answer = Answer(reply["text"], reply["finished"])
-        if not answer.strip():
-            return Score(0.0, "")
+        degenerate = degeneration(answer)
+        if degenerate == "empty":
+            return Score(0.0, "", degenerate=degenerate)
         try:
             value = self.scorer(item, answer)
         except Unparsable:
-            return Score(0.0, str(answer), unparsable=True)
+            return Score(0.0, str(answer), unparsable=True, degenerate=degenerate)
         number = _score(value)
         if number is None:
             raise UsageError(
                 f"task {self.name!r}: its scorer gave {value!r} for {item.origin}; "
                 "it must return True or False, or a number from 0 to 1"
             )
-        return Score(number, str(answer))
+        return Score(number, str(answer), degenerate=degenerate)
 
 
 def _score(value: Any) -> float | None:
@@ -170,6 +178,7 @@ def task(
     max_tokens: int = 64,
     prompt: Prompt = "{prompt}",
     header: str = "",
+    answers: str | None = None,
     stop: str | Sequence[str] = (),
     name: str | None = None,
     cluster: str | None = None,
@@ -178,7 +187,8 @@ def task(
     """Turn a scorer `(item, answer) -> bool or number from 0 to 1` into a task.
 
     `answer` is the generated text, a `str`; `item["field"]` reads a field of the row. The task is
-    named like the function.
+    named like the function. `answers` names a field that holds an accepted answer, or a list of
+    them: reports then show what was wanted, and whether a broken item is lost in generation alone.
 
     >>> @task(items=[{"prompt": "Refund order 7?", "order_id": "7"}])
     ... def refunds(item, answer):
@@ -197,6 +207,7 @@ def task(
             scorer=scorer,
             max_tokens=_positive(max_tokens),
             stop=_stops(stop),
+            needs=() if answers is None else (answers,),
             cluster=cluster,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from capcheck.result import JSON, Metric, Score
+from capcheck.result import JSON, ON_TEXT, Metric, Score
 from capcheck.rows import Item, Items, source_of
 from capcheck.task import Task
 from capcheck.tasks.choices import default_name
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Perplexity(Task):
     """Each item is a document, its field `text`. A score's value is nats per token."""
 
-    metrics: tuple[Metric, ...] = field(default=("ratio",), init=False)
+    metrics: tuple[Metric, ...] = field(default=ON_TEXT, init=False)
 
     def check(self, item: Item) -> None:
         """Raise a `UsageError` where a row has no text."""

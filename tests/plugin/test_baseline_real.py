@@ -26,6 +26,7 @@ def test_mat(capability):
 
 def test_text(capability):
     assert capability(TEXT).ratio <= 1.5
+    assert capability(TEXT).kl.value >= 0
 
 
 def test_written(capability):

@@ -174,6 +174,77 @@ def test_broken_is_a_gate_that_the_test_decides(folder, after, verdict):
     assert items["silent_damage"] is (verdict == "degraded")
 
 
+@pytest.mark.parametrize("name", ["changed", "format_failures", "degenerate"])
+def test_other_items_are_gates_too(folder, name):
+    folder.write(
+        f"""
+from capcheck import Unparsable
+
+@task(items=ROWS, name="qa")
+def qa(item, answer):
+    if answer.strip() == "wrong":
+        raise Unparsable
+    return item["n"] > 200 and "right" in answer
+
+def test_it(capability):
+    assert not [flip for flip in capability(qa).{name} if flip["n"] < 100]
+"""
+    )
+    result = folder.run(LOST)
+    degraded = name != "degenerate"  # the script writes no loop
+    assert result.ret == int(degraded)
+    (gate,) = folder.report(LOST)["checks"]
+    assert (gate["metric"], gate["subset"], gate["threshold"]) == ("items", name, None)
+    assert gate["verdict"] == ("degraded" if degraded else "retained")
+    assert gate["items"] == {"used": 400, "available": 400}
+    assert gate["format_failures"]["compressed"] > gate["format_failures"]["dense"] == 0
+    assert gate["silent_damage"] is degraded
+    result.stdout.fnmatch_lines([f"qa *{name.replace('_', ' ')} *400/400*{gate['verdict']}*"])
+
+
+def test_divergence_and_agreement_are_gates(folder):
+    body = """
+assert capability.perplexity.ratio <= 1.05
+assert capability.perplexity.kl <= 2
+assert capability.perplexity.agreement >= 0.3
+assert capability(TEXT).agreement.value < 1
+assert capability(TEXT).kl <= 0.001
+"""
+    found = gates(folder, body, LOST)
+    assert [(g["metric"], g["threshold"], g["verdict"]) for g in found] == [
+        ("ratio", 1.05, "retained"),
+        ("kl", 2.0, "retained"),
+        ("agreement", 0.3, "retained"),
+        ("kl", 0.001, "degraded"),
+    ]
+    assert [(g["compressed"], g["silent_damage"]) for g in found[1:]] == [(None, False)] * 3
+    assert found[3]["perplexity_ratio"] == 1.0
+    # Both sides are asked once of each text, whatever is read of it.
+    assert folder.lines("asked").count("none tokens") == 80
+    assert folder.lines("asked").count("wanda:0.5 tokens") == 80
+    result = folder.run(LOST)
+    result.stdout.fnmatch_lines(
+        [
+            "*E * text?wanda:0.5?: kl <= 0.001 is degraded",
+            "*E * kl * 0.* [[]0.*], each bound at 95% confidence, 40 documents",
+            "*wanda:0.5 *2.7* - * 0.* [[]0.*] *agreement >= 0.3 *40/40 *retained*",
+        ]
+    )
+    assert "silent damage" not in result.stdout.str()
+
+
+def test_divergence_of_what_has_answers(folder):
+    folder.write("def test_it(capability):\n    assert capability(QA).kl <= 1\n")
+    says = "*TypeError: task 'qa' has no kl; its estimates are retention and drop*"
+    folder.run(KEPT).stdout.fnmatch_lines([says])
+
+
+def test_items_of_a_task_that_writes_nothing(folder):
+    folder.write("def test_it(capability):\n    assert not capability(PICK).degenerate\n")
+    result = folder.run(KEPT)
+    result.stdout.fnmatch_lines(["*TypeError: task 'pick' has the model write nothing*"])
+
+
 def test_broken_read_twice_is_one_gate(folder):
     found = gates(folder, "c = capability(QA)\nassert c.broken\nassert len(c.broken) > 3", LOST)
     assert len(found) == 1

@@ -8,9 +8,10 @@ from capcheck.options import OPTIONS
 
 CHECK = {
     "nodeid", "task", "recipe", "against", "metric", "threshold", "verdict", "dense", "compressed",
-    "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason",
+    "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason", "subset",
+    "changed", "degenerate", "lost",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence", "known",
-    "broken_items",
+    "subset_items",
 }  # fmt: skip
 LOG = {
     "recipe",
@@ -34,7 +35,10 @@ def test_all(capability):
     assert c.retention >= 0.5
     assert c.drop <= 0.5
     assert len(c.broken) < 300
+    assert not c.degenerate
     assert capability(TEXT).ratio <= 1.05
+    assert capability(TEXT).kl <= 1.5
+    assert capability(TEXT).agreement >= 0.5
 
 def test_none(capability):
     assert capability(NONE).retention >= 0.5
@@ -60,15 +64,20 @@ def test_few(capability):
     layer = report["compression"][0]["layers"][0]
     assert set(layer) == {"name", "method", "shape", "sparsity", "bits"}
     checks = report["checks"]
-    assert len(checks) == 12
+    assert len(checks) == 18
     assert all(set(check) == CHECK for check in checks)
-    assert {check["metric"] for check in checks} == {"retention", "drop", "ratio", "items"}
+    metrics = {"retention", "drop", "ratio", "kl", "agreement", "items"}
+    assert {check["metric"] for check in checks} == metrics
     assert {check["verdict"] for check in checks} == {"retained", "vacuous", "undecided"}
     for check in checks:
         assert set(check["items"]) == {"used", "available"}
         assert check["estimate"] is None or set(check["estimate"]) == {"value", "low", "high", "n"}
         assert isinstance(check["seconds"], float)
         assert isinstance(check["silent_damage"], bool)
+        assert (check["subset"] is not None) == (check["metric"] == "items")
+        assert set(check["format_failures"]) == set(check["degenerate"]) == {"dense", "compressed"}
+        assert check["lost"] is None or set(check["lost"]) == {"in_generation", "altogether"}
+        assert set(check["degenerate"]["compressed"]) == {"empty", "looping"}
     # A gate has a threshold, but for the metric `items`.
     assert all((check["threshold"] is None) == (check["metric"] == "items") for check in checks)
 
@@ -84,6 +93,7 @@ def test_a_loss_and_whether_it_is_silent(folder):
     assert loud["perplexity_ratio"] > 2
     assert silent["dense"] == 1.0
     assert silent["broken"] == round((1 - silent["compressed"]) * silent["items"]["used"])
+    assert silent["lost"] == {"in_generation": 0, "altogether": silent["broken"]}
     tolerant = folder.report(*args, "--capcheck-perplexity-tolerance=9")["checks"]
     assert all(check["silent_damage"] for check in tolerant)
 

@@ -218,19 +218,28 @@ def test_broken_items(folder, more):
     file = folder.log / "known.json"
     folder.run(LOST, f"--capcheck-save-known-losses={file}", *more)
     (loss,) = losses(file)
-    assert set(loss) == {"test", "recipe", "against", "task", "metric", "threshold", "broken"}
+    assert set(loss) == {
+        "test",
+        "recipe",
+        "against",
+        "task",
+        "metric",
+        "subset",
+        "threshold",
+        "items",
+    }
     assert loss["metric"] == "items"
-    assert len(loss["broken"]) > 100
+    assert len(loss["items"]) > 100
     result = folder.run(LOST, with_losses(file), "-rx", *more)
     result.assert_outcomes(passed=1, xfailed=1)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["XFAIL *test_items* known loss: pick?wanda:0.5? items*"])
-    edit(file, broken=loss["broken"][5:])
+    edit(file, items=loss["items"][5:])
     result = folder.run(LOST, with_losses(file), *more)
     result.assert_outcomes(passed=1, failed=1)
     assert result.ret == 1
-    three = ", ".join(loss["broken"][:3])
-    result.stdout.fnmatch_lines([f"*why *beyond the known loss, {three} and 2 more broke"])
+    three = ", ".join(loss["items"][:3])
+    result.stdout.fnmatch_lines([f"*why *beyond the known loss: {three} and 2 more"])
 
 
 def test_broken_items_beside_other_gates(folder):
@@ -346,7 +355,7 @@ def without(key):
         ([{**LOSS, "reason": "because"}], "it has no key 'reason'; its keys are test, recipe"),
         (
             [{**LOSS, "metric": "speed"}],
-            "'metric' must be one of retention, drop, ratio, items, no",
+            "'metric' must be one of retention, drop, ratio, kl, agreement, items, no",
         ),
         ([{**LOSS, "threshold": None}], "'threshold' must be a number"),
         ([{**LOSS, "estimate": {"value": 1, "low": "2", "high": 3, "n": 4}}], "must hold the n"),
@@ -354,7 +363,10 @@ def without(key):
             [{**LOSS, "estimate": {"value": None, "low": 2, "high": 3, "n": 4}}],
             "must hold the n",
         ),
-        ([{**LOSS, "metric": "items", "broken": [1]}], "'broken' must be a list of ids of items"),
+        (
+            [{**LOSS, "metric": "items", "subset": "broken", "items": [1]}],
+            "'items' must be a list of ids of items",
+        ),
         ([LOSS, LOSS], "a \\(c, drop <= 0.1\\) is there twice; take one of them out"),
     ],
 )

@@ -20,13 +20,14 @@ def test_a_failing_assert_explains_itself(folder):
     folder.write("def test_qa(capability):\n    assert capability(QA).retention >= 0.9\n")
     text = folder.run(LOST).stdout.str()
     message = [line for line in text.splitlines() if line.startswith("E ")]
-    assert len(message) == 6
+    assert len(message) == 7
     assert message[0].endswith("assert qa[wanda:0.5]: retention >= 0.9 is degraded")
     section = part(text, "--- capcheck ---", "=== capcheck ===")
     assert "<retention" not in text
     for words in ("score       dense 1.000, wanda:0.5 0.", "items       ", "at 95% confidence"):
         assert words in "".join(message)
         assert words in section
+    assert "lost        0 of 32 broken in generation alone: the right answer" in section
     assert "silent      perplexity is within its tolerance" in section
     assert "perplexity  ratio 1.000 [1.000, 1.000]" in section
     assert section.count("dense      'right'") == section.count("wanda:0.5  'wrong'") == 5

@@ -32,8 +32,8 @@ def test_a_row_without_text_is_a_usage_error(row):
         _ = perplexity([row]).items
 
 
-def test_its_only_metric_is_the_ratio():
-    assert perplexity(TEXTS).metrics == ("ratio",)
+def test_its_metrics_are_those_of_a_text():
+    assert perplexity(TEXTS).metrics == ("ratio", "kl", "agreement")
 
 
 def test_the_text_is_what_is_asked():
