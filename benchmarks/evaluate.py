@@ -3,7 +3,8 @@
 One model is asked the same prompts and choices by capcheck and by `lm_eval` (0.4.13, installed
 beside it) at the batch size that is best for it, and their answers are compared item by item.
 The floor is what no harness can do without: bare forward passes, at the best batch size, over the
-distinct tokens, where what prompts share is counted once; for generated text, steps with a cache.
+distinct tokens, where what prompts share is counted once, and the head where tokens are scored; for
+generated text, steps with a cache.
 
     python benchmarks/evaluate.py --data DATA                # a random Llama of 25 M parameters
     python benchmarks/evaluate.py --data DATA --size 110M
@@ -39,6 +40,7 @@ SIZES = {  # hidden, inner, blocks, heads, vocabulary
     "110M": (768, 2048, 12, 12, 16384),
     "1B": (2048, 5632, 20, 16, 32000),
 }
+SHAPES = ((1, 512), (2, 512), (4, 512), (16, 128), (32, 128))  # sequences, tokens
 BATCHES = (1, 4, 8, 16, 32, 64)
 LETTERS = "ABCD"
 ANSWER_TOKENS = 16
@@ -220,7 +222,12 @@ class Floor:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.a_token = min(self._read(b, t) for b, t in ((1, 512), (2, 512), (4, 512), (16, 128)))
+        self.a_token = min(self._read(*shape) for shape in SHAPES)
+        hidden = torch.zeros(512, model.get_input_embeddings().weight.shape[1]).to(
+            model.lm_head.weight
+        )
+        with torch.inference_mode():
+            self.a_logit = fastest([lambda: model.lm_head(hidden)]) / len(hidden)
 
     def seconds(self, backend: HFBackend, work: Work, found: list[Any]) -> float:
         """Return the seconds that the distinct tokens of a workload take."""
@@ -233,6 +240,9 @@ class Floor:
             prompts = encoder.prompts([prompt for prompt, _ in work.pairs], ANSWER_TOKENS)
             rows = [Row([*row.ids, 0], len(row.ids), row.item) for row in prompts]
         seconds = len(_nodes(rows)) * self.a_token
+        if work.kind != "generate":
+            scored = {node for row in rows for node in _path(row)[row.start - 1 :]}
+            seconds += len(scored) * self.a_logit
         if work.kind == "generate":
             new = sum(len(backend.tokenizer(text)["input_ids"]) for text in found)
             seconds += new * self._step(round(sum(len(r.ids) for r in rows) / len(rows)))
@@ -262,12 +272,14 @@ class Floor:
 
 def _nodes(rows: Sequence[Row]) -> set[int]:
     """Return a number for every distinct beginning of the rows' inputs."""
-    found: set[int] = set()
-    for row in rows:
-        state = 0
-        for token in row.ids[:-1]:
-            state = hash((state, token))
-            found.add(state)
+    return {node for row in rows for node in _path(row)}
+
+
+def _path(row: Row) -> list[int]:
+    state, found = 0, []
+    for token in row.ids[:-1]:
+        state = hash((state, token))
+        found.append(state)
     return found
 
 

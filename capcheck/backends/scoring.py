@@ -24,6 +24,8 @@ from capcheck.backends.trees import Branch, Pack, Scored, packs
 Cached = Callable[[], Any] | None
 Batch = tuple[list[Row], torch.Tensor]  # rows, and ln p of all their scored tokens, [n]
 
+_CACHED = 2**23  # bytes of the widest activations that are still fast on a CPU
+_LEAST_TOKENS = 256
 _GAIN = 0.8  # packs must hold this share of the tokens at most, or rows go side by side
 
 
@@ -65,7 +67,7 @@ class Scoring:
     def _packed(self, found: list[Pack], begun: int, cache: Any, budget: int) -> Iterator[Batch]:
         while found:
             width = len(found[0].ids)  # the longest
-            many = max(1, budget // max(1, width))
+            many = max(1, self._together(budget) // width)
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
             ids, positions, mask = tensors(batch, begun, self.model.dtype)
@@ -86,7 +88,7 @@ class Scoring:
         distinct = [same[0] for same in alike.values()]
         for batch in batches(
             distinct,
-            budget,
+            self._together(budget),
             together=lambda row: boundary is not None and len(row.ids) > boundary,
         ):
             begun, cache = self._begun(batch)
@@ -130,6 +132,18 @@ class Scoring:
             **{name: tensor.to(device) for name, tensor in reading.items()},
         )
         return [one.row for _, one in flat], nats
+
+    def _together(self, budget: int) -> int:
+        """Return the most tokens of a batch of several sequences.
+
+        On a CPU, activations that do not fit its cache cost more than small matrices do.
+        """
+        weight = self.model.get_input_embeddings().weight
+        if weight.device.type != "cpu":
+            return budget
+        text = self.model.config.get_text_config()
+        inner = getattr(text, "intermediate_size", None) or 4 * weight.shape[1]
+        return min(budget, max(_LEAST_TOKENS, _CACHED // (inner * weight.element_size())))
 
     def _begun(self, rows: Sequence[Row]) -> tuple[int, Any]:
         """Return what rows begin with: how many tokens, and their keys and values.

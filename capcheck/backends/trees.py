@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from capcheck.backends.encoding import Row, common
 
-PACK_TOKENS = 1024
+PACK_TOKENS = 512
 """A pack is closed at about this length: what it holds is computed against all of it."""
 
 _CHEAP = PACK_TOKENS // 8  # tokens it is worth computing again to close a pack
