@@ -20,9 +20,9 @@ from capcheck.backends.hf import HFBackend
 from capcheck.tasks.facts import facts
 from capcheck.tasks.prose import documents
 
-ITEMS = (100, 200, 400, 600, 800, 1000)
+ITEMS = (50, 100, 200, 300, 400, 500)
 TOKENS = (8, 16, 32, 48, 64, 80)
-REPEATS = 3
+REPEATS = 2
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -128,6 +128,11 @@ class Answers:
             except SmallerBatchesError:
                 continue
 
+    def overlap(self, asked: Sequence[int]) -> int:
+        """Return how many of these items share words with what the recipe was calibrated on."""
+        text = self._session.calibrated_on(self.recipe)
+        return sum(text.holds(self.task.words_of(self.items[i])) for i in asked)
+
     def judged(self, broken: tuple[Flip, ...]) -> tuple[Flip, ...]:
         """Return broken items with whether they are lost in generation alone (`capcheck.lost`)."""
         while True:

@@ -131,6 +131,28 @@ def _own(seed: int, tokenizer: Any, wanted: int) -> list[int]:
         count, before = 2 * count, len(texts)
 
 
+def used(step: Step, tokenizer: Any, length: int, data: Path | None) -> list[str]:
+    """Return the documents that a step's sequences are drawn from, as far as they are read.
+
+    None for the package's own text, which shares no text with any suite.
+
+    Args:
+        step, tokenizer, length, data: as in `sequences`.
+
+    Raises:
+        UsageError: the text is missing or cannot be read.
+    """
+    if str(step["calib"]) == "own":
+        return []
+    found, tokens = [], 0
+    for text in _documents(step, data):
+        if tokens >= int(step["n"]) * length:
+            break
+        found.append(text)
+        tokens += len(tokenizer(text, verbose=False)["input_ids"])
+    return found
+
+
 def files(step: Step, data: Path | None) -> list[Path]:
     """Return the files that a step's `calib` names; none where it is the package's own text.
 

@@ -253,6 +253,16 @@ class DeviceModels:
         found = calibrate.Compressed(backend.model, self._logs[recipe], self._grids[recipe])
         return saving.save(found, backend.tokenizer, folder).to_json()
 
+    def calibration_texts(self, recipe: Recipe) -> list[str]:
+        """Return the documents a recipe is calibrated on; not the package's own text."""
+        encoder, data = self._prepared.encoder, self._settings.data
+        found: list[str] = []
+        for step in recipe:
+            if step.calibrated:
+                length = min(int(step["length"]), self.context())
+                found += corpus.used(step, encoder.tokenizer, length, data)
+        return found
+
     def smaller_batches(self) -> int | None:
         """Halve the batches of all models, and tell it in their identities."""
         tokens = self._prepared.batch_tokens // 2

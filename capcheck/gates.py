@@ -55,6 +55,7 @@ def gate_of(
         empty=_counts(sides, lambda score: score.degenerate == "empty"),
         looping=_counts(sides, lambda score: score.degenerate == "looping"),
         confidence=confidence,
+        overlap=answers.overlap(asked),
         examples=flips[claim.subset or "broken"][:SHOWN],
     )
 

@@ -164,6 +164,8 @@ class Gate:
         examples: the first items that broke, or the first of the claim's subset, with both
             answers.
         subset_items: the ids of all items of the claim's subset, for the metric `items`.
+        overlap: of the items asked, how many share words with the calibration text
+            (`capcheck.overlap`).
         known: the gate is degraded, and in the file of known losses.
     """
 
@@ -192,6 +194,7 @@ class Gate:
     confidence: float = 0.95
     examples: tuple[Flip, ...] = ()
     subset_items: tuple[str, ...] = ()
+    overlap: int = 0
     known: bool = False
 
     def to_json(self) -> JSON:
@@ -213,6 +216,7 @@ class Gate:
             "items": {"used": self.used, "available": self.available},
             "broken": self.broken,
             "subset_items": list(self.subset_items),
+            "overlap": self.overlap,
             "fixed": self.fixed,
             "changed": self.changed,
             "lost": {"in_generation": self.lost[0], "altogether": self.lost[1]}

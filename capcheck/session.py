@@ -20,6 +20,7 @@ from capcheck.errors import (
     SmallerBatchesError,
     UsageError,
 )
+from capcheck.overlap import Text
 from capcheck.recipe import Recipe
 from capcheck.record import Record
 from capcheck.result import JSON, Gate, Interval, Score
@@ -80,6 +81,7 @@ class Session:
         self._started = time.monotonic()
         self._ratios: dict[Recipe, Interval | None] = {}
         self._perplexity: Perplexity | None = None
+        self._calibrated: dict[Recipe, Text] = {}
 
     def compare(
         self,
@@ -230,6 +232,12 @@ class Session:
     def max_kept(self, recipe: Recipe, m: int) -> dict[str, int]:
         """Return, for each compressed matrix, the most nonzeros in any `m` consecutive inputs."""
         return self.models.max_kept(recipe, m)
+
+    def calibrated_on(self, recipe: Recipe) -> Text:
+        """Return the text that a recipe was calibrated on, read once."""
+        if recipe not in self._calibrated:
+            self._calibrated[recipe] = Text(self.models.calibration_texts(recipe))
+        return self._calibrated[recipe]
 
     def out_of_time(self, settings: Settings) -> bool:
         """Whether the time budget is spent."""
@@ -382,6 +390,10 @@ class _Given:
     def backend(self, recipe: Recipe, *, control: bool = False) -> Backend:
         """Return the back end on that side."""
         return self._backends[bool(recipe)]
+
+    def calibration_texts(self, recipe: Recipe) -> list[str]:
+        """What they were calibrated on is not known."""
+        return []
 
     def smaller_batches(self) -> None:
         """Their batches are the caller's to choose."""

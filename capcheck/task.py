@@ -150,6 +150,10 @@ class Task(ABC):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
+    def words_of(self, item: Item) -> str:
+        """Return question and right answer of an item as one text, without the header."""
+        return f"{self.prompt_of(item).removeprefix(self.header)} {self.wanted(item)}"
+
     def chance(self, item: Item) -> float:
         """Return the score that guessing gets on an item, 0 to 1 (exclusive)."""
         return 0.0

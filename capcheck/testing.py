@@ -57,6 +57,10 @@ class ScriptedModels:
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Every recipe works."""
 
+    def calibration_texts(self, recipe: Recipe) -> list[str]:
+        """Nothing is calibrated."""
+        return []
+
     def smaller_batches(self) -> None:
         """There are no batches."""
 

@@ -127,3 +127,17 @@ def test_with_a_baseline_a_checkpoint_needs_no_dense_weights(folder, tmp_path, m
     assert held == [0, 1]
     assert list(asked._kept) == [str(recipe)]
     asked.close()
+
+
+def test_what_a_recipe_is_calibrated_on(folder, tmp_path):
+    write(tmp_path / "texts" / "train.jsonl", TEXTS)
+    found = models(folder, data=tmp_path)
+    some = found.calibration_texts(Recipe.parse("wanda:0.5,calib=texts,n=2,length=32"))
+    assert 0 < len(some) < len(TEXTS)
+    assert set(some) <= {row["text"] for row in TEXTS}
+    twice = Recipe.parse(
+        "wanda:0.5,calib=texts,n=2,length=32+gptq:4,calib=texts,n=2,length=32,seed=1"
+    )
+    assert len(found.calibration_texts(twice)) > len(some)
+    assert found.calibration_texts(Recipe.parse("wanda:0.5")) == []
+    assert found.calibration_texts(Recipe.parse("rtn:4")) == []

@@ -13,7 +13,7 @@ CHECK = {
     "compressed": 0.4, "estimate": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 128},
     "items": {"used": 128, "available": 400}, "broken": 40, "fixed": 2, "needed": None,
     "perplexity_ratio": 1.01, "perplexity_bounds": [1.0, 1.02], "silent_damage": True,
-    "known": False, "subset": None, "format_failures": {"dense": 0, "compressed": 0},
+    "known": False, "overlap": 0, "subset": None, "format_failures": {"dense": 0, "compressed": 0},
     "degenerate": {side: {"empty": 0, "looping": 0} for side in ("dense", "compressed")},
 }  # fmt: skip
 LOG = {
@@ -202,3 +202,10 @@ def test_a_known_loss_is_counted_as_one():
     (line,) = [line for line in text.splitlines() if line.startswith("other")]
     assert line.rstrip().endswith("degraded, known")
     assert "2 gates: 2 degraded (1 known)" in text
+
+
+def test_questions_that_were_calibrated_on_are_said():
+    results = Results(checks=[{**CHECK, "overlap": 12}])
+    text = render(results, width=120, color=False)
+    assert "calibrated on its questions: 12 of 128 items of " in text
+    assert "calibrated on its" not in render(Results(checks=[CHECK]), width=120, color=False)

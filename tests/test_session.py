@@ -206,3 +206,17 @@ def test_compare_knows_perplexity():
 def test_only_a_task_is_compared(thing):
     with pytest.raises(UsageError, match=r"takes a task, not a (str|NoneType|list)"):
         session().compare(thing, RTN)
+
+
+def test_items_that_a_recipe_was_calibrated_on_are_counted():
+    long = [f"what does question number {i} of this very long list ask of us" for i in range(300)]
+    task = generation([{"prompt": text, "answers": "right"} for text in long], name="long")
+    found = session()
+    found.models.calibration_texts = lambda recipe: [f"{text} right?" for text in long[:30]]
+    gates = []
+    settings = Settings(model="m", items="all")
+    assert found.compare(task, RTN, record=gates.append, settings=settings).retention >= 0.9
+    assert (gates[0].overlap, gates[0].used) == (30, 300)
+    # Documents are compared whole: of `TEXT`, two words each, none is long enough.
+    assert found.compare(TEXT, RTN, record=gates.append).ratio <= 2
+    assert gates[1].overlap == 0

@@ -107,6 +107,13 @@ class Models(Protocol):
     def tokens(self, text: str) -> int:
         """Return how many tokens a prompt has, special tokens counted."""
 
+    def calibration_texts(self, recipe: Recipe) -> list[str]:
+        """Return the documents a recipe is calibrated on; not the package's own text.
+
+        Raises:
+            CapcheckError: they cannot be read.
+        """
+
     def smaller_batches(self) -> int | None:
         """Halve the batches of all models, and tell it in their identities.
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from capcheck.explain import number
 from capcheck.methods import METHODS
+from capcheck.overlap import WORDS
 from capcheck.reports import Results
 from capcheck.reports.draws import over_draws
 from capcheck.result import JSON, ON_TEXT, sign_of
@@ -247,6 +248,7 @@ def _notes(results: Results) -> list[str]:
             + (", the noise floor of every comparison above" if flips else "")
         )
     lines += dict.fromkeys(filter(None, map(_failures, results.checks)))
+    lines += dict.fromkeys(_overlap(c) for c in results.checks if c["overlap"])
     lines += [_undecided(c) for c in results.checks if c["verdict"] == "undecided"]
     known = sum(check["known"] for check in results.checks)
     counts = [
@@ -292,6 +294,14 @@ def _failures(check: JSON) -> str:
 def _perplexity(check: JSON) -> str:
     low, high = check["perplexity_bounds"]
     return f"{number(check['perplexity_ratio'])} [{number(low)}, {number(high)}]"
+
+
+def _overlap(check: JSON) -> str:
+    return (
+        f"calibrated on its questions: {check['overlap']} of {check['items']['used']} items of "
+        f"{check['task']} share {WORDS} words in a row with the text {check['recipe']} was "
+        "calibrated on; calibrate it on another (calib=)"
+    )
 
 
 def _undecided(check: JSON) -> str:

@@ -27,6 +27,10 @@ class Perplexity(Task):
         if not isinstance(text, str) or not text.strip():
             raise self.wrong(item, "'text' must be a text that is not empty")
 
+    def words_of(self, item: Item) -> str:
+        """Return the document."""
+        return str(item["text"])
+
     def request(self, item: Item) -> JSON:
         """Return the document."""
         return {"kind": "document", "text": item["text"]}

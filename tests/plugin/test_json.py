@@ -11,7 +11,7 @@ CHECK = {
     "estimate", "items", "broken", "fixed", "format_failures", "needed", "reason", "subset",
     "changed", "degenerate", "lost",
     "perplexity_ratio", "perplexity_bounds", "silent_damage", "seconds", "confidence", "known",
-    "subset_items",
+    "subset_items", "overlap",
 }  # fmt: skip
 LOG = {
     "recipe",
