@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from capcheck.errors import CapcheckError as CapcheckError
     from capcheck.errors import ModelError as ModelError
     from capcheck.errors import UsageError as UsageError
+    from capcheck.given import compare as compare
     from capcheck.recipe import Recipe as Recipe
     from capcheck.result import Answer as Answer
     from capcheck.result import Verdict as Verdict
     from capcheck.rows import Item as Item
     from capcheck.saving import save as save
-    from capcheck.session import compare as compare
     from capcheck.task import Task as Task
     from capcheck.task import Unparsable as Unparsable
     from capcheck.tasks.choices import choices as choices
@@ -43,7 +43,7 @@ _HOME = {
     "UsageError": "errors",
     "Verdict": "result",
     "choices": "tasks.choices",
-    "compare": "session",
+    "compare": "given",
     "compress": "calibrate",
     "generation": "tasks.generation",
     "load": "backends.hub",

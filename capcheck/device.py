@@ -30,9 +30,10 @@ from capcheck.turn import Turn
 
 _LEAST_TOKENS = 64  # smaller batches than this save next to nothing
 _HERE = Path(__file__).parent
-_ASKING = ("backends",)
+_ASKING = ("backends", "distributions.py")
 _COMPRESSING = (
     "backends",
+    "distributions.py",
     "methods",
     "tasks",
     "calibrate.py",

@@ -16,8 +16,8 @@ from capcheck.options import OPTIONS, Option
 from capcheck.settings import Given, Settings, resolve
 
 if TYPE_CHECKING:
+    from capcheck.capability import Capability
     from capcheck.run import Run
-    from capcheck.session import Capability
 
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _TAKEN: pytest.StashKey[list[str]] = pytest.StashKey()

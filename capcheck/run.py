@@ -18,6 +18,7 @@ from capcheck.about import about, command
 from capcheck.backends import Models
 from capcheck.baseline import Baseline, check_settings
 from capcheck.baseline_writer import Saved, Saver
+from capcheck.capability import Capability
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
 from capcheck.errors import CapcheckError, UsageError
@@ -29,7 +30,7 @@ from capcheck.recipe import Recipe
 from capcheck.reports import Results, json, terminal
 from capcheck.result import JSON, Gate, Verdict
 from capcheck.rows import FILES
-from capcheck.session import Capability, Progress, Session
+from capcheck.session import Progress, Session
 from capcheck.settings import Settings
 from capcheck.store import Store, default_folder
 from capcheck.tasks.perplexity import perplexity

@@ -18,6 +18,8 @@ LEVELS = (
     ("plan_run", "run", "xdist_scheduler", "testing", "hookspec"),
     (
         "session",
+        "capability",
+        "given",
         "trial",
         "answers",
         "lost",

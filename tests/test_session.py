@@ -6,10 +6,11 @@ import pytest
 
 from capcheck import compare, generation
 from capcheck.backends.scripted import ScriptedBackend
+from capcheck.capability import Capability
 from capcheck.errors import ModelError, UsageError, VacuousError
 from capcheck.recipe import Recipe
 from capcheck.result import Verdict
-from capcheck.session import Capability, Session
+from capcheck.session import Session
 from capcheck.settings import Settings
 from capcheck.store import Store
 from capcheck.tasks.perplexity import perplexity
