@@ -131,6 +131,8 @@ class Answers:
     def overlap(self, asked: Sequence[int]) -> int:
         """Return how many of these items share words with what the recipe was calibrated on."""
         text = self._session.calibrated_on(self.recipe)
+        if not text:  # most recipes: no prompt need be made to be looked for
+            return 0
         return sum(text.holds(self.task.words_of(self.items[i])) for i in asked)
 
     def judged(self, broken: tuple[Flip, ...]) -> tuple[Flip, ...]:

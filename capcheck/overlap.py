@@ -26,6 +26,9 @@ class Text:
         self._documents = [_words(document) for document in documents]
         self._runs: dict[int, set[tuple[str, ...]]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._documents)
+
     def holds(self, item: str) -> bool:
         """Whether the text and an item share `WORDS` words in a row, or all of a short item."""
         words = _words(item)

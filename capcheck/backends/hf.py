@@ -24,7 +24,7 @@ from capcheck.backends.forward import (
     rope_boundary,
 )
 from capcheck.backends.identity import describe, device_name, weights_digest
-from capcheck.backends.prefix import read, repeated, shared
+from capcheck.backends.prefix import Beginnings, read, repeated
 from capcheck.backends.scoring import Scoring
 from capcheck.distributions import TokenNats, TopTokens
 from capcheck.errors import ModelError, OutOfMemoryError, UsageError
@@ -72,7 +72,7 @@ class HFBackend:
         self.batch_tokens = batch_tokens
         self._given = dict(identity or {})
         self._scoring = Scoring(model)
-        self._goes_on: bool | None = None  # whether generation can go on from a cache, once known
+        self._beginnings = Beginnings(model, padded=True)  # of prompts
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.encoder = Encoder(tokenizer, context_length(model.config), vocabulary, chat)
 
@@ -238,7 +238,7 @@ class HFBackend:
                 return False
             return _first(self.encoder.text(ids, new), stop) is not None
 
-        begun, cache = self._begun(batch)
+        begun, cache = self._beginnings.of(batch)
         prompts = [row.ids for row in batch]
         found, sound = greedy(
             self.model,
@@ -247,7 +247,7 @@ class HFBackend:
             ends,
             done if stop else None,
             begun,
-            cache,
+            None if cache is None else repeated(cache, len(batch)),
             leave=self._leaves,
         )
         for row, new, is_sound in zip(batch, found, sound, strict=True):
@@ -262,21 +262,6 @@ class HFBackend:
     def _leaves(self) -> bool:
         """Whether single rows can be taken out of what the model keeps of a batch."""
         return read(self.model, [0], padded=False) is not None
-
-    def _begun(self, batch: list[Row]) -> tuple[int, Any]:
-        """Return what prompts begin with: how many tokens, and their cache for so many rows.
-
-        Nothing is shared where a model cannot go on from a cache as it would read the whole: where
-        it keeps other things than keys and values, or turns all angles beyond a boundary.
-        """
-        if self._goes_on is False or rope_boundary(self.model.config) is not None:
-            return 0, None
-        begun = shared(batch)
-        if not begun:
-            return 0, None
-        cache = read(self.model, batch[0].ids[:begun], padded=True)
-        self._goes_on = cache is not None
-        return (0, None) if cache is None else (begun, repeated(cache, len(batch)))
 
     def _end_tokens(self) -> list[int]:
         """Return the end-of-sequence tokens of the checkpoint and of the tokenizer."""

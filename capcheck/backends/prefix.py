@@ -16,9 +16,39 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from capcheck.backends.encoding import Row, common
+from capcheck.backends.forward import rope_boundary
 
 SHORTEST = 8
 """A shorter beginning is not worth a pass of its own."""
+
+
+class Beginnings:
+    """What the questions of a call begin with, for one model.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        padded: as `read` has it.
+    """
+
+    def __init__(self, model: Any, *, padded: bool) -> None:
+        self._model = model
+        self._padded = padded
+        self._goes_on: bool | None = None  # whether a cache can be gone on from, once known
+
+    def of(self, rows: Sequence[Row]) -> tuple[int, DynamicCache | None]:
+        """Return how many tokens all rows begin with, and their keys and values.
+
+        Nothing is shared where a model cannot go on from a cache as it would read the whole: where
+        it keeps other things than keys and values, or turns all angles beyond a boundary.
+        """
+        if self._goes_on is False or rope_boundary(self._model.config) is not None:
+            return 0, None
+        begun = shared(rows)
+        if not begun:
+            return 0, None
+        cache = read(self._model, rows[0].ids[:begun], padded=self._padded)
+        self._goes_on = cache is not None
+        return (0, None) if cache is None else (begun, cache)
 
 
 def shared(rows: Sequence[Row]) -> int:

@@ -18,7 +18,7 @@ import torch
 
 from capcheck.backends.encoding import Row, batches
 from capcheck.backends.forward import rope_boundary, token_nats
-from capcheck.backends.prefix import read, repeated, shared
+from capcheck.backends.prefix import Beginnings, read, repeated, shared
 from capcheck.backends.trees import Branch, Pack, Scored, packs
 
 Cached = Callable[[], Any] | None
@@ -38,7 +38,7 @@ class Scoring:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._goes_on: bool | None = None  # whether a cache can be gone on from, once known
+        self._beginnings = Beginnings(model, padded=False)
 
     def totals(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
         """Yield every row, in any order, with the sum of ln p over its scored tokens.
@@ -59,7 +59,7 @@ class Scoring:
         if not rows:
             return
         if self._worth_packing(rows, budget) and self._packable(rows):
-            begun, cache = self._begun(rows)
+            begun, cache = self._beginnings.of(rows)
             yield from self._packed(packs(rows, begun, budget), begun, cache, budget)
             return
         yield from self._side_by_side(rows, budget)
@@ -91,7 +91,7 @@ class Scoring:
             self._together(budget),
             together=lambda row: boundary is not None and len(row.ids) > boundary,
         ):
-            begun, cache = self._begun(batch)
+            begun, cache = self._beginnings.of(batch)
             width = max(len(row.ids) for row in batch) - 1 - begun
             ids = torch.tensor(
                 [row.ids[begun:-1] + [0] * (width - len(row.ids) + 1 + begun) for row in batch]
@@ -144,21 +144,6 @@ class Scoring:
         text = self.model.config.get_text_config()
         inner = getattr(text, "intermediate_size", None) or 4 * weight.shape[1]
         return min(budget, max(_LEAST_TOKENS, _CACHED // (inner * weight.element_size())))
-
-    def _begun(self, rows: Sequence[Row]) -> tuple[int, Any]:
-        """Return what rows begin with: how many tokens, and their keys and values.
-
-        Nothing is shared where a model cannot go on from a cache as it would read the whole: where
-        it keeps other things than keys and values, or turns all angles beyond a boundary.
-        """
-        if self._goes_on is False or rope_boundary(self.model.config) is not None:
-            return 0, None
-        begun = shared(rows)
-        if not begun:
-            return 0, None
-        cache = read(self.model, rows[0].ids[:begun], padded=False)
-        self._goes_on = cache is not None
-        return (0, None) if cache is None else (begun, cache)
 
     @staticmethod
     def _worth_packing(rows: Sequence[Row], budget: int) -> bool:
