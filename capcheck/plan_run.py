@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from capcheck.collect import is_check
+from capcheck.ending import Ending
 from capcheck.errors import CapcheckError
 from capcheck.plan import NotPlannedError, Planner
 from capcheck.reports import plan
@@ -16,8 +17,22 @@ from capcheck.run import Run
 from capcheck.settings import Settings
 
 
+class _PlanEnding(Ending):
+    """What a plan comes to."""
+
+    def code(self, code: int) -> int:
+        """Return 4 for an error; nothing retained is no failure of a plan."""
+        return 4 if code in (0, 1, 2) and self.broken else code
+
+    def reasons(self, code: int) -> list[str]:
+        """Return what a plan is."""
+        return ["this was a plan: no model was asked"]
+
+
 class PlanRun(Run):
     """The state of a run that asks no model; arguments and errors are those of `Run`."""
+
+    ending = _PlanEnding
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         super().__init__(config, settings)
@@ -112,16 +127,8 @@ class PlanRun(Run):
         """Leave a failing assert to pytest: there is no gate to explain."""
         return None
 
-    def _exit_code(self, code: int) -> int:
-        """Return 4 for an error; nothing retained is no failure of a plan."""
-        wrong = self._unwritten or self._results.errors
-        return 4 if code in (0, 1, 2) and wrong and not self._only_shown else code
-
     def _report(self, *, width: int, color: bool) -> str:
         return plan.render(self._results, width=width, color=color)
-
-    def _outcome(self, code: int) -> list[str]:
-        return ["this was a plan: no model was asked"]
 
 
 def _reason(report: pytest.TestReport) -> str:

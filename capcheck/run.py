@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,17 +17,18 @@ import pytest
 from capcheck.about import about, command
 from capcheck.backends import Models
 from capcheck.baseline import Baseline, check_settings
-from capcheck.baseline_writer import Saved, Saver
+from capcheck.baseline_writer import Saver
 from capcheck.capability import Capability
 from capcheck.collect import PREFIX, misuse
 from capcheck.comparison import Estimate
+from capcheck.ending import Ending
 from capcheck.errors import CapcheckError, UsageError
 from capcheck.explain import explain, figures
 from capcheck.gates import settled
 from capcheck.known import KnownLosses, excuse
 from capcheck.progress import Bars
 from capcheck.recipe import Recipe
-from capcheck.reports import Results, json, terminal
+from capcheck.reports import Results, terminal
 from capcheck.result import JSON, Gate, Verdict
 from capcheck.rows import FILES
 from capcheck.session import Progress, Session
@@ -52,26 +53,25 @@ class Run:
         CapcheckError: the model or a recipe cannot work, as far as can be told without weights.
     """
 
+    ending: type[Ending] = Ending
+
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.settings = settings
         self._config = config
         self._worker = hasattr(config, "workerinput")
         self._results = Results()
-        self._unheeded: list[str] = []
-        self._unwritten: list[str] = []
-        self._notes: list[str] = []
         # Nothing runs under --collect-only and the like, so nothing can be shown.
         looking = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
         self._only_shown = any(config.getoption(name, False) for name in looking)
         check_settings(settings)
         self._baseline = Baseline(settings.baseline) if settings.baseline is not None else None
-        self._saved = Saved()
         self._known = KnownLosses(settings.known_losses)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(
             settings, self._bars()
         )
         self._sent: set[str] = set()
+        self._ending = self.ending(settings, self._results, self._models, self._known)
         self.left_out = 0
         if not self._worker:
             self._models.check(settings.compress)
@@ -233,11 +233,11 @@ class Run:
         found = loads(text)
         self._results.run["checks"] = found["among"]
         self._results.add(report.nodeid, found)
-        self._saved.take(found.get("dense"))
+        self._ending.saved.take(found.get("dense"))
         gates = found.get("gates", ())
         lost = any(gate["verdict"] == "degraded" and not gate["known"] for gate in gates)
         if lost and not report.failed and not hasattr(report, "wasxfail"):
-            self._unheeded.append(report.nodeid)
+            self._ending.unheeded.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Take in an error of ours that a module raised while it was imported."""
@@ -251,73 +251,15 @@ class Run:
         if self._worker:
             self._config.workeroutput[_LEFT_OUT] = self.left_out  # type: ignore[attr-defined]
             return
-        code = self._exit_code(int(session.exitstatus))
-        if self.settings.save is not None and not self._only_shown:
-            self._save(self.settings.save, code)
-        self._write(self.settings.json, partial(json.write, self._results))
-        self._write(self.settings.records, partial(json.write_records, self._results))
+        if self._only_shown:
+            return
         early = bool(session.shouldfail or session.shouldstop)
-        self._keep(self._exit_code(int(session.exitstatus)), early=early)
-        session.exitstatus = self._exit_code(int(session.exitstatus))
-
-    def _write(self, path: Path | None, write: Callable[[Path], str | None]) -> None:
-        """Write a file that was asked for, or say why it cannot be."""
-        try:
-            if path is not None and (note := write(path)):
-                self._notes.append(note)
-        except (OSError, UsageError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            self._unwritten.append(f"{path} could not be written: {why}")
-
-    def _keep(self, code: int, *, early: bool) -> None:
-        """Write what later runs start from, where this one went to its end."""
-        identity = partial(self._models.identity, Recipe())
-        for path, write in (
-            (self.settings.save_baseline, partial(self._saved.write, self._results, identity)),
-            (self.settings.save_known_losses, partial(self._known.write, self._results)),
-        ):
-            if path is None or self._only_shown:
-                continue
-            if early or code not in (0, 1, 5):
-                why = "it was stopped early" if early else f"it ends with code {code}"
-                self._notes.append(f"{path} was not written: the run is not whole, {why}")
-                continue
-            self._write(path, write)
-
-    def _save(self, folder: Path, code: int) -> None:
-        """Write the compressed model, where the run found nothing wrong with it."""
-        if code != 0:
-            self._notes.append(
-                f"the model was not saved to {folder}: the run ends with code {code}"
-            )
-            return
-        recipe = next(recipe for recipe in self.settings.compress if recipe)
-        try:
-            saved = self._models.save(recipe, folder)
-        except (CapcheckError, OSError) as error:
-            self._unwritten.append(f"the model was not saved to {folder}: {error}")
-            return
-        self._results.run["saved"] = {"recipe": str(recipe), **saved}
-        self._notes.append(f"the model of {recipe} was saved to {folder} ({saved['layout']})")
+        session.exitstatus = self._ending.reach(int(session.exitstatus), early=early)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Learn from a worker of xdist how many tests it left out."""
         self.left_out = max(self.left_out, getattr(node, "workeroutput", {}).get(_LEFT_OUT, 0))
-
-    def _exit_code(self, code: int) -> int:
-        """Return 4 for an error, 1 for a loss, 5 where nothing was shown to be retained."""
-        if self._only_shown:
-            return code
-        if code in (0, 1, 2) and self._unwritten:
-            return 4
-        if code in (0, 1, 2) and self._results.errors:
-            return 4
-        if code == 0 and self._unheeded:
-            return 1
-        if code == 0 and not self._results.count("retained"):
-            return 5
-        return code
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         """Print the summary."""
@@ -328,30 +270,18 @@ class Run:
             width=terminalreporter._tw.fullwidth if terminalreporter.isatty else 160,
             color=terminalreporter.hasmarkup,
         )
-        notes = [*self._unwritten, *self._notes]
+        notes = self._ending.notes()
         if self.left_out and self._config.pluginmanager.hasplugin("dsession"):
             many = "tests that are no capability checks were"
             one = "test that is no capability check was"
             notes.append(f"{self.left_out} {many if self.left_out > 1 else one} left out")
         terminalreporter.ensure_newline()
         terminalreporter.section("capcheck")
-        for line in [*text.splitlines(), *notes, *self._outcome(exitstatus)]:
+        for line in [*text.splitlines(), *notes, *self._ending.reasons(exitstatus)]:
             terminalreporter.write_line(line.rstrip())
 
     def _report(self, *, width: int, color: bool) -> str:
         return terminal.render(self._results, width=width, color=color)
-
-    def _outcome(self, code: int) -> list[str]:
-        """Return why the run ends with its exit code, where pytest's own words do not say it."""
-        lines = [
-            f"{nodeid} has a degraded gate and did not fail: the run ends with code 1"
-            for nodeid in self._unheeded
-        ]
-        lines += self._known.notes(self._results.checks)
-        if not self._results.count("retained") and code in (0, 5):
-            what = "had the evidence to be retained" if self._results.checks else "was decided"
-            lines.append(f"no gate {what}: the run shows nothing (code 5)")
-        return lines
 
     def pytest_unconfigure(self) -> None:
         """Free the device and close the store."""

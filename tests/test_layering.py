@@ -31,6 +31,7 @@ LEVELS = (
         "collect",
         "progress",
         "about",
+        "ending",
         "plan",
         "planned",
         "speed",
