@@ -35,6 +35,7 @@ from capcheck.observe import gather
 from capcheck.recipe import Recipe, Sparsity, Step
 from capcheck.replay import Replay
 from capcheck.result import CompressionLog
+from capcheck.visits import Visits
 
 MICRO_BATCH = 4096
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
@@ -70,19 +71,23 @@ def compress(
     calibration: Sequence[str] | Tensor | None = None,
     data: str | Path | None = None,
     in_place: bool = False,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Compress a loaded causal language model.
 
     Args:
-        model: any transformers model with one list of decoder blocks. Its dtype, device and
-            training flags are kept; hooks and the cache play no part.
+        model: any transformers model with one list of decoder blocks, on one device. Its dtype,
+            device and training flags are kept; hooks and the cache play no part.
         recipe: such as `wanda:0.5+rtn:4`; `none` changes nothing.
         tokenizer: the model's; needed where a step calibrates on text.
         calibration: texts, in the order they are used, or token ids [n, length] (int64) that are
             used as they are. None: what each step's `calib` names.
         data: the folder that holds data sets by name (`calib=wikitext2`).
         in_place: change `model` itself; otherwise a copy of it.
+        device: where blocks are computed, such as `cuda`; None: where the model is. From a model in
+            host memory one block at a time is sent there, with its statistics and a micro-batch of
+            activations, so what is needed there does not depend on the number of blocks.
         progress: called after every block.
 
     Raises:
@@ -117,6 +122,7 @@ def compress(
                 matrix.check()
     model = model if in_place else copy.deepcopy(model)
     grids: dict[str, Grid] = {}
+    visits = Visits(model, device)
     with torch.no_grad(), _evaluating(model):
         for step, ids in zip(recipe, tokens, strict=True):
             method = implementation(step.method)
@@ -124,14 +130,14 @@ def compress(
                 log.simulated.append(f"{step.method}: {method.attach(model, step)}")
                 continue
             if step.signature.kind == "blocks":
-                log.removed += _shorten(model, step, ids, progress)
+                log.removed += _shorten(model, step, ids, visits, progress)
                 continue
             if step.signature.kind == "widths":
                 assert ids is not None
                 say = None if progress is None else partial(progress, str(step))
-                narrow(model, step, _batched(ids), log, say)
+                narrow(model, step, _batched(ids), log, visits, say)
                 continue
-            _walk(model, step, ids, log, grids, progress)
+            _walk(model, step, ids, log, grids, visits, progress)
             if step.signature.kind == "activations":
                 log.simulated.append(f"{step.method}: inputs of all layers it compressed")
     log.bytes = packed_bytes(model, recipe, log)
@@ -145,6 +151,7 @@ def _walk(
     ids: Tensor | None,
     log: CompressionLog,
     grids: dict[str, Grid],
+    visits: Visits,
     progress: Progress | None,
 ) -> None:
     """Apply one step to the whole model."""
@@ -170,40 +177,48 @@ def _walk(
         log.fallbacks += [f"{step.method}: {note}" for note in done.notes]
         for matrix, grid in zip(matrices, done.grids, strict=True):
             if grid is not None:
-                grids[matrix.name] = grid
+                scale, zero = visits.bring((grid.scale, grid.zero))
+                grids[matrix.name] = replace(grid, scale=scale, zero=zero)
             elif step.signature.kind != "score":  # what is left over a mask stays on its grid
                 grids.pop(matrix.name, None)
 
     for matrix in found.before:
-        apply(step, [matrix], None)
+        with visits.of_holders(matrix.parameter):
+            apply(step, [matrix], None)
     name, blocks = find_blocks(model)
     batches: Sequence[Tensor] = ()
     hidden: list[Tensor] = []
-    replay = Replay(model, name, blocks)
+    replay = Replay(model, name, blocks, visits)
     if ids is not None:
         batches = _batched(ids)
         hidden = replay.start(batches)
-    steps = _allocated(step, found.blocks, replay, batches)
+    steps = _allocated(step, found.blocks, replay, batches, visits)
     calibrated = step.signature.calibrated
     for index, matrices in enumerate(found.blocks):
         run = partial(replay.run, index, hidden)
-        statistics = gather(matrices, method.STATISTIC, run) if calibrated else {}
-        for together in _sharing(matrices, statistics):
-            apply(steps[index], together, statistics.get(together[0].name))
-        statistics.clear()  # before those of the next block are made
-        if calibrated and (found.after or index + 1 < len(found.blocks)):
-            for i, leaving in enumerate(run()):  # what the compressed block gives
-                hidden[i] = leaving  # [sequences, tokens, features]
+        with visits.of(blocks[index]):
+            statistics = gather(matrices, method.STATISTIC, run) if calibrated else {}
+            for together in _sharing(matrices, statistics):
+                apply(steps[index], together, statistics.get(together[0].name))
+            statistics.clear()  # before those of the next block are made
+            if calibrated and (found.after or index + 1 < len(found.blocks)):
+                for i, leaving in enumerate(run()):  # what the compressed block gives
+                    hidden[i] = leaving  # [sequences, tokens, features]
         if progress is not None:
             progress(str(step), index + 1, len(found.blocks))
     for matrix in found.after:
         run = partial(replay.finish, batches, hidden)
-        statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
-        apply(step, [matrix], statistics.get(matrix.name))
+        with visits.of_holders(matrix.parameter):
+            statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
+            apply(step, [matrix], statistics.get(matrix.name))
 
 
 def _shorten(
-    model: PreTrainedModel, step: Step, ids: Tensor | None, progress: Progress | None
+    model: PreTrainedModel,
+    step: Step,
+    ids: Tensor | None,
+    visits: Visits,
+    progress: Progress | None,
 ) -> list[str]:
     """Remove the blocks that a step chooses; return their names."""
     assert ids is not None
@@ -211,14 +226,15 @@ def _shorten(
     method = implementation(step.method)
     name, blocks = find_blocks(model)
     batches = _batched(ids)
-    replay = Replay(model, name, blocks)
+    replay = Replay(model, name, blocks, visits)
     hidden = replay.start(batches)
     influences = []
-    for index in range(len(blocks)):
+    for index, block in enumerate(blocks):
         total = 0.0
-        for i, leaving in enumerate(replay.run(index, hidden)):
-            total += method.change(hidden[i], leaving)
-            hidden[i] = leaving  # [sequences, tokens, features]
+        with visits.of(block):
+            for i, leaving in enumerate(replay.run(index, hidden)):
+                total += method.change(hidden[i], leaving)
+                hidden[i] = leaving  # [sequences, tokens, features]
         influences.append(total / ids.numel())
         if progress is not None:
             progress(str(step), index + 1, len(blocks))
@@ -241,7 +257,11 @@ def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) ->
 
 
 def _allocated(
-    step: Step, blocks: Sequence[Sequence[Matrix]], replay: Replay, batches: Sequence[Tensor]
+    step: Step,
+    blocks: Sequence[Sequence[Matrix]],
+    replay: Replay,
+    batches: Sequence[Tensor],
+    visits: Visits,
 ) -> list[Step]:
     """Return the step for each block, its sparsity that of the block."""
     if step.get("allocate") != "owl":
@@ -251,10 +271,13 @@ def _allocated(
     shares = []
     for index, matrices in enumerate(blocks):
         run = partial(replay.run, index, hidden)
-        norms = gather(matrices, owl.STATISTIC, run)
-        reached = [(m.read(), norms[m.name] if norms[m.name].tokens else None) for m in matrices]
-        shares.append(owl.outliers(reached, float(step["outlier"])))
-        hidden = list(run())
+        with visits.of(replay.blocks[index]):
+            norms = gather(matrices, owl.STATISTIC, run)
+            reached = [
+                (m.read(), norms[m.name] if norms[m.name].tokens else None) for m in matrices
+            ]
+            shares.append(owl.outliers(reached, float(step["outlier"])))
+            hidden = list(run())
     sizes = [sum(math.prod(matrix.shape) for matrix in matrices) for matrices in blocks]
     sparsities = owl.fractions(shares, sizes, step.sparsity.fraction, float(step["spread"]))
     return [replace(step, argument=Sparsity(fraction)) for fraction in sparsities]

@@ -47,6 +47,7 @@ _COMPRESSING = (
     "corpus.py",
     "replay.py",
     "rows.py",
+    "visits.py",
     "widths.py",
 )
 
@@ -300,11 +301,11 @@ class DeviceModels:
         if (other := self._checkpoint(recipe)) is not None:
             return self._ready(recipe, other)
         if self._settings.baseline is not None:
-            model = self._loaded(control=False).model  # nobody asks it
+            model = replace(self._prepared, device="cpu").load().model  # nobody asks it
         else:
             model = self.backend(Recipe()).model
             self._place(None)
-            model = copy.deepcopy(model).to(self._prepared.device)
+            model = copy.deepcopy(model)
         walks = sum(step.signature.kind != "cache" for step in recipe)
         blocks = self._prepared.empty.config.get_text_config().num_hidden_layers * walks
         with self._progress(f"compress [{recipe}]", blocks) as advance:
@@ -314,6 +315,7 @@ class DeviceModels:
                 tokenizer=self._prepared.tokenizer,
                 data=self._settings.data,
                 in_place=True,
+                device=self._prepared.device,
                 progress=lambda step, done, total: advance(1),
             )
         self._logs[recipe], self._grids[recipe] = found.log, found.grids

@@ -24,6 +24,7 @@ from capcheck.observe import gather
 from capcheck.recipe import Step
 from capcheck.replay import Replay
 from capcheck.result import CompressionLog, Layer
+from capcheck.visits import Visits
 from capcheck.widths import follow
 
 _TRIED = 16  # tokens that the narrower blocks are tried on
@@ -34,6 +35,7 @@ def narrow(
     step: Step,
     batches: Sequence[Tensor],
     log: CompressionLog,
+    visits: Visits,
     done: Callable[[int, int], object] | None,
 ) -> None:
     """Apply a step to a model, in place, and write it to the log.
@@ -43,6 +45,7 @@ def narrow(
         step: one whose kind is `widths`.
         batches: calibration tokens, int64 [sequences, tokens] each.
         log: what was made narrower, and the new shapes, are added.
+        visits: where blocks are computed.
         done: called with the blocks that are done, and all.
 
     Raises:
@@ -52,39 +55,41 @@ def narrow(
     method = implementation(step.method)
     name, blocks = find_blocks(model)
     groups = find_groups(model, step)
-    replay = Replay(model, name, blocks)
+    replay = Replay(model, name, blocks, visits)
     hidden = replay.start(batches)
     scores: list[list[Tensor]] = []
     for index, block in enumerate(groups):
         run = partial(_through, replay, index, hidden)
-        found = gather([group.matrix for group in block], method.STATISTIC, run)
-        features = [method.score(g.matrix.read(), found[g.matrix.name]) for g in block]
-        scores.append(
-            [
-                method.unit_scores(one, group.columns).cpu()
-                for one, group in zip(features, block, strict=True)
-            ]
-        )
+        with visits.of(blocks[index]):
+            found = gather([group.matrix for group in block], method.STATISTIC, run)
+            features = [method.score(g.matrix.read(), found[g.matrix.name]) for g in block]
+            scores.append(
+                [
+                    method.unit_scores(one, group.columns).cpu()
+                    for one, group in zip(features, block, strict=True)
+                ]
+            )
     assert step.sparsity is not None
     sizes = [[size_of(group, step) for group in block] for block in groups]
     kept = method.kept(scores, sizes, step.sparsity.fraction, str(step["scope"]))
-    _try(model, step, batches, kept)
+    _try(model, step, batches, kept, visits)
     hidden = replay.start(batches)
     for index, (block, masks) in enumerate(zip(groups, kept, strict=True)):
-        for group, mask in zip(block, masks, strict=True):
-            if step["bias"] and not mask.all():
-                run = partial(replay.run, index, hidden)
-                moments = gather([group.matrix], method.STATISTIC, run)[group.matrix.name]
-                gone = ~group.features(mask).to(moments.mean.device)
-                group.compensate(method.bias(group.matrix.read(), gone, moments.mean))
-            log.narrowed.append(group.narrow(mask))
-            for matrix in group.matrices:
-                weight = matrix.read()
-                zeros = int((weight == 0).sum()) / weight.numel()
-                log.layers.append(Layer(matrix.name, step.method, matrix.shape, zeros))
-        if index + 1 < len(groups):
-            for _ in _through(replay, index, hidden):
-                pass
+        with visits.of(blocks[index]):
+            for group, mask in zip(block, masks, strict=True):
+                if step["bias"] and not mask.all():
+                    run = partial(replay.run, index, hidden)
+                    moments = gather([group.matrix], method.STATISTIC, run)[group.matrix.name]
+                    gone = ~group.features(mask).to(moments.mean.device)
+                    group.compensate(method.bias(group.matrix.read(), gone, moments.mean))
+                log.narrowed.append(group.narrow(mask))
+                for matrix in group.matrices:
+                    weight = matrix.read()
+                    zeros = int((weight == 0).sum()) / weight.numel()
+                    log.layers.append(Layer(matrix.name, step.method, matrix.shape, zeros))
+            if index + 1 < len(groups):
+                for _ in _through(replay, index, hidden):
+                    pass
         if done is not None:
             done(index + 1, len(groups))
     follow(model, groups)
@@ -126,6 +131,7 @@ def _try(
     step: Step,
     batches: Sequence[Tensor],
     kept: Sequence[Sequence[Tensor]],
+    visits: Visits,
 ) -> None:
     """Raise a `UsageError` where a narrower block is not the block without what was removed.
 
@@ -134,30 +140,31 @@ def _try(
     """
     name, blocks = find_blocks(model)
     width = hidden_size(model, step)
-    replay = Replay(model, name, blocks)
+    replay = Replay(model, name, blocks, visits)
     hidden = replay.start([batches[0][:1, :_TRIED]])
     for index, (block, masks) in enumerate(zip(blocks, kept, strict=True)):
         where, run = f"{name}.{index}", replay.calls[index][0].run
-        wanted = _given(
-            block_groups(block, where, width, step), partial(run, block, hidden[0]), masks
-        )
-        narrower = copy.deepcopy(block)
-        groups = block_groups(narrower, where, width, step)
-        for group, mask in zip(groups, masks, strict=True):
-            group.narrow(mask)
-        try:
-            found = _given(groups, partial(run, narrower, hidden[0]), None)
-        except (RuntimeError, ValueError, AttributeError) as error:
-            raise UsageError(_unlike(step, where, str(error).splitlines()[0])) from error
-        for key, x in wanted.items():
-            off = float((found[key] - x).norm()) if found[key].shape == x.shape else torch.inf
-            # Sums in another order: half of the digits are left to rounding.
-            if not off <= torch.finfo(x.dtype).eps ** 0.5 * float(x.norm()) + 1e-30:
-                why = f"{key} gives something else than without what was removed"
-                raise UsageError(_unlike(step, where, why))
-        del narrower, groups
-        for _ in _through(replay, index, hidden):
-            pass
+        with visits.of(block):
+            wanted = _given(
+                block_groups(block, where, width, step), partial(run, block, hidden[0]), masks
+            )
+            narrower = copy.deepcopy(block)
+            groups = block_groups(narrower, where, width, step)
+            for group, mask in zip(groups, masks, strict=True):
+                group.narrow(mask)
+            try:
+                found = _given(groups, partial(run, narrower, hidden[0]), None)
+            except (RuntimeError, ValueError, AttributeError) as error:
+                raise UsageError(_unlike(step, where, str(error).splitlines()[0])) from error
+            for key, x in wanted.items():
+                off = float((found[key] - x).norm()) if found[key].shape == x.shape else torch.inf
+                # Sums in another order: half of the digits are left to rounding.
+                if not off <= torch.finfo(x.dtype).eps ** 0.5 * float(x.norm()) + 1e-30:
+                    why = f"{key} gives something else than without what was removed"
+                    raise UsageError(_unlike(step, where, why))
+            del narrower, groups
+            for _ in _through(replay, index, hidden):
+                pass
 
 
 def _given(

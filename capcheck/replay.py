@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from capcheck.errors import ModelError
+from capcheck.visits import Visits
 
 _HIDDEN = "hidden_states"
 
@@ -76,13 +77,11 @@ class Replay:
         calls: for each block, for each micro-batch, what the model passes.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, blocks: nn.ModuleList) -> None:
-        """Look at how the model runs its blocks.
-
-        Raises:
-            ModelError: a block is given anything but the former one's output.
-        """
+    def __init__(
+        self, model: PreTrainedModel, name: str, blocks: nn.ModuleList, visits: Visits
+    ) -> None:
         self.model = model
+        self._visits = visits
         self.blocks = blocks
         self._name = name
         self._tuples: list[int] = []  # the length of the tuple a block returns; 0: a tensor
@@ -96,6 +95,9 @@ class Replay:
 
         Returns:
             The hidden states that enter the first block: [sequences, tokens, features] each.
+
+        Raises:
+            ModelError: a block is given anything but the former one's output.
         """
         self._probe(batches[0][:1, :8])
         self.calls = [[] for _ in self.blocks]
@@ -164,16 +166,20 @@ class Replay:
         left: list[Tensor] = []
         self._tuples = []
 
-        def watch(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-        ) -> None:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered.append(split_call(args, kwargs)[0])
+
+        def leave(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             left.append(out[0] if isinstance(out, tuple) else out)
             self._tuples.append(len(out) if isinstance(out, tuple) else 0)
 
-        handles = [block.register_forward_hook(watch, with_kwargs=True) for block in self.blocks]
+        # Around the visit: what is compared is at home.
+        blocks = self.blocks
+        handles = [b.register_forward_pre_hook(enter, with_kwargs=True) for b in blocks]
         try:
-            self.model.base_model(input_ids=ids, use_cache=False)
+            with self._visits.passing(blocks):
+                handles += [block.register_forward_hook(leave) for block in blocks]
+                self.model.base_model(input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,0 +1,127 @@
+"""A few modules at a time on an accelerator, while the model stays in host memory.
+
+A module that visits the accelerator has its parameters and buffers there. What it is given is sent
+after it and what it gives is brought home, by hooks, so that whoever calls it need not know where
+it is. Methods work where they find a weight and its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+T = TypeVar("T")
+
+
+class Visits:
+    """Where modules are computed, and where they are kept.
+
+    Args:
+        model: the model, all of it on one device: its home.
+        device: the accelerator, or None: modules are computed where they are.
+
+    Attributes:
+        home: the device of the model.
+        device: where modules are computed.
+    """
+
+    def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
+        self.home = next(model.parameters()).device
+        self.device = self.home if device is None else torch.device(device)
+        self._model = model
+
+    @property
+    def needed(self) -> bool:
+        """Whether a module is kept elsewhere than it is computed."""
+        return self.device != self.home
+
+    @contextmanager
+    def of(self, *modules: nn.Module) -> Iterator[None]:
+        """Have modules on the accelerator until the end of the context.
+
+        Their weights may be changed or replaced there; they are brought home with the changes.
+        """
+        if not self.needed:
+            yield
+            return
+
+        # Functions, not methods: a copy of a module has its hooks, and not a copy of all this.
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return self.send(args), self.send(kwargs)
+
+        def leave(module: nn.Module, args: Any, out: Any) -> Any:
+            return self.bring(out)
+
+        handles = []
+        try:
+            for module in modules:
+                self.move(module, self.device)
+                handles += [
+                    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+                    module.register_forward_hook(leave, prepend=True),
+                ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in modules:
+                self.move(module, self.home)
+
+    @contextmanager
+    def of_holders(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Have all modules that hold a parameter, which may be tied, on the accelerator."""
+        holders = [
+            module
+            for module in self._model.modules()
+            if any(own is parameter for own in module.parameters(recurse=False))
+        ]
+        with self.of(*holders):
+            yield
+
+    @contextmanager
+    def passing(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Have each module on the accelerator for as long as its own forward runs."""
+        if not self.needed:
+            yield
+            return
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            self.move(module, self.device)
+            return self.send(args), self.send(kwargs)
+
+        def leave(module: nn.Module, args: Any, out: Any) -> Any:
+            self.move(module, self.home)
+            return self.bring(out)
+
+        handles = []
+        try:
+            for module in modules:
+                handles += [
+                    module.register_forward_pre_hook(enter, with_kwargs=True),
+                    module.register_forward_hook(leave),
+                ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in modules:
+                self.move(module, self.home)
+
+    def send(self, value: T) -> T:
+        """Return tensors, or what holds them, on the accelerator."""
+        sent: T = send_to_device(value, self.device)
+        return sent
+
+    def bring(self, value: T) -> T:
+        """Return tensors, or what holds them, at home."""
+        brought: T = send_to_device(value, self.home)
+        return brought
+
+    def move(self, module: nn.Module, device: torch.device) -> None:
+        """Put a module's parameters and buffers on a device; shared ones stay shared."""
+        module.to(device)

@@ -1,0 +1,106 @@
+"""One block at a time on an accelerator: the same model comes out, and little is there at once."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from capcheck import calibrate
+from capcheck.calibrate import compress
+from capcheck.errors import ModelError
+from tests.devices import pretended
+from tests.matrices import token_ids
+from tests.tiny import ARCHITECTURES, MIXTURES, tiny_model
+
+IDS = token_ids(5, 12)
+
+
+@pytest.fixture(autouse=True)
+def _small_micro_batches(monkeypatch):
+    monkeypatch.setattr(calibrate, "MICRO_BATCH", 24)
+
+
+def same(a, b):
+    first, second = a.state_dict(), b.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("recipe", ["sparsegpt:0.5", "gptq:4+wanda:0.5", "awq:4", "rtn:4"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MIXTURES])
+def test_the_same_model_comes_out(architecture, recipe, monkeypatch):
+    dense = tiny_model(architecture)
+    wanted = compress(dense, recipe, calibration=IDS)
+    with pretended(monkeypatch, dense) as accelerator:
+        found = compress(dense, recipe, calibration=IDS, device="pretended")
+        sides = {accelerator.side(p) for p in found.model.parameters()}
+    same(found.model, wanted.model)
+    assert sides == {False}, "weights were left on the accelerator"
+    assert found.log.layers == wanted.log.layers
+    assert accelerator.peak > 0
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "magnitude:0.5,scope=global",
+        "wanda:0.5,allocate=owl",
+        "shortgpt:0.5+wanda:0.5",
+        "flap:0.3+gptq:4",
+        "flap:0.3,scope=layer,bias=false",
+        "ria:2:4+rtn:4",
+        "hqq:4",
+        "gptq:4,head=true,embeddings=true",
+        "wanda:0.5,head=true+rtn:4,embeddings=true",
+        "w8a8,head=true+kv:8",
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_kind_of_method_visits(recipe, tied, monkeypatch):
+    dense = tiny_model("llama", tie_word_embeddings=tied)
+    before = copy.deepcopy(dense.state_dict())
+    wanted = compress(dense, recipe, calibration=IDS)
+    with pretended(monkeypatch, dense) as accelerator:
+        found = compress(dense, recipe, calibration=IDS, device="pretended")
+        sides = {accelerator.side(p) for p in found.model.parameters()}
+        grids = {accelerator.side(g.scale) for g in found.grids.values()}
+    same(found.model, wanted.model)
+    assert sides == {False}
+    assert grids <= {False}
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
+    logits = [model(IDS[:, :6]).logits for model in (found.model, wanted.model)]
+    assert torch.equal(*logits), "hooks were left behind, or lost"
+
+
+@pytest.mark.parametrize("recipe", ["sparsegpt:0.5", "wanda:0.5,allocate=owl", "flap:0.3", "awq:4"])
+def test_what_is_there_at_once_does_not_depend_on_the_blocks(recipe, monkeypatch):
+    peaks = []
+    for blocks in (2, 4, 8):
+        dense = tiny_model("llama", num_hidden_layers=blocks)
+        size = sum(p.numel() * p.element_size() for p in dense.model.layers[0].parameters())
+        with pretended(monkeypatch, dense) as accelerator:
+            compress(dense, recipe, calibration=IDS, in_place=True, device="pretended")
+        peaks.append(accelerator.peak)
+    # Of every block, flap keeps the scores of its channels and heads.
+    assert max(peaks) - min(peaks) < size / 4, peaks
+    assert peaks[0] >= size
+
+
+@pytest.mark.parametrize("count", [4, 32])
+def test_what_is_there_at_once_does_not_depend_on_the_samples(count, monkeypatch):
+    ids, dense = token_ids(count, 12), tiny_model("llama")
+    with pretended(monkeypatch, dense) as accelerator:
+        compress(dense, "gptq:4", calibration=ids, device="pretended")
+    assert accelerator.peak < 260_000
+
+
+def test_an_error_brings_everything_home(monkeypatch):
+    dense = tiny_model("llama")
+    dense.model.layers[1].mlp.up_proj.weight.data[:] = 1e38
+    with pretended(monkeypatch, dense) as accelerator:
+        with pytest.raises(ModelError, match=r"layers\.1"):
+            compress(dense, "sparsegpt:0.5", calibration=IDS, in_place=True, device="pretended")
+        assert {accelerator.side(p) for p in dense.parameters()} == {False}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in dense.modules())
