@@ -1,0 +1,166 @@
+"""The other side of `benchmarks/oracles.py`: one package, run by the interpreter that has it.
+
+    PYTHON benchmarks/oracles_there.py FOLDER
+
+FOLDER holds `ask.json` ({"package": …, "asked": [{"method": …, …}, …]}), `model/` (a transformers
+folder in float32) and `ids.safetensors` (token ids, int64 [sequences, tokens]; inputs of a layer,
+float32 [tokens, inputs]). What is found is written beside them: the weights of each answer as
+`N.safetensors`, by name, and `answers.json`, with the versions, or with what the package said where
+it failed. Nothing of capcheck is imported here, for the environment does not have it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+Weights = dict[str, Tensor]
+DAMP = 0.01
+
+
+class There:
+    """What a package is given: a model, token ids, and inputs of a layer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = load_file(folder / "ids.safetensors")
+        self.ids, self.inputs = found["ids"], found["inputs"]
+
+    def model(self) -> Any:
+        """Return the dense model, in evaluation."""
+        from transformers import AutoModelForCausalLM
+
+        folder = self.folder / "model"
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def linears(self, model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+        """Yield the Linear layers of the blocks."""
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and "lm_head" not in name:
+                yield name, module
+
+    def weights(self, model: nn.Module, of: Callable[[nn.Linear], Tensor] | None = None) -> Weights:
+        """Return what every Linear layer of the blocks holds, or what `of` makes of it."""
+        return {
+            f"{name}.weight": (layer.weight if of is None else of(layer)).detach().float()
+            for name, layer in self.linears(model)
+        }
+
+    def read(self, model: nn.Module) -> None:
+        """Pass the token ids through a model, one sequence at a time."""
+        with torch.no_grad():
+            for row in self.ids:
+                model(row[None])
+
+
+def llmcompressor(there: There, ask: dict[str, Any]) -> Weights:
+    """Run llm-compressor's modifiers by `oneshot`, block after block."""
+    from compressed_tensors.quantization import fake_quantize
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+    from llmcompressor.modifiers.pruning.utils.pytorch import (
+        PruningMaskCreatorArgs,
+        PruningMaskFactory,
+    )
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model, method = there.model(), ask["method"]
+    if method == "magnitude":
+        mask = PruningMaskFactory.create_mask_creator("unstructured")
+
+        def masked(layer: nn.Linear) -> Tensor:
+            weight, share = layer.weight, float(ask["sparsity"])
+            return weight * mask(PruningMaskCreatorArgs(weight, share, weight.abs()))
+
+        return there.weights(model, masked)
+    common: dict[str, Any] = {"targets": ["Linear"], "ignore": ["re:.*lm_head.*"]}
+    if "sparsity" in ask:
+        pattern = ask["sparsity"] if ":" in ask["sparsity"] else "0:0"
+        share = 0.5 if ":" in ask["sparsity"] else float(ask["sparsity"])
+        kind = SparseGPTModifier if method == "sparsegpt" else WandaPruningModifier
+        recipe = kind(sparsity=share, mask_structure=pattern, **common)
+    else:
+        weights = {
+            "num_bits": ask["bits"],
+            "type": "int",
+            "symmetric": ask["symmetric"],
+            "strategy": "group" if ask["group"] else "channel",
+            "group_size": ask["group"] or None,
+            "observer": "memoryless_minmax",
+        }
+        groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+        given: dict[str, Any] = {"config_groups": groups, "ignore": common["ignore"]}
+        if method == "gptq":
+            order = "static" if ask["actorder"] else None
+            recipe = GPTQModifier(actorder=order, dampening_frac=DAMP, **given)
+        else:
+            recipe = (AWQModifier if method == "awq" else QuantizationModifier)(**given)
+    rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in there.ids]
+    core = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # asked for, and never used
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    oneshot(
+        model=model,
+        recipe=recipe,
+        dataset=DataLoader(rows, batch_size=None),
+        processor=tokenizer,
+        num_calibration_samples=len(there.ids),
+        shuffle_calibration_samples=False,
+        max_seq_length=there.ids.shape[1],
+        pipeline="sequential",
+    )
+    if method != "rtn":
+        return there.weights(model)
+    return there.weights(
+        model,
+        lambda layer: fake_quantize(
+            layer.weight,
+            layer.weight_scale,
+            layer.weight_zero_point,
+            layer.quantization_scheme.weights,
+        ),
+    )
+
+
+PACKAGES: dict[str, tuple[Callable[[There, dict[str, Any]], Weights], str]] = {
+    "llmcompressor": (llmcompressor, "llmcompressor"),
+}
+
+
+def main(folder: Path) -> None:
+    """Answer what is asked."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    asked = json.loads((folder / "ask.json").read_text(encoding="utf-8"))
+    run, name = PACKAGES[asked["package"]]
+    answers = []
+    for number, ask in enumerate(asked["asked"]):
+        answer = {"file": f"{number}.safetensors", "failed": ""}
+        try:
+            weights = run(There(folder), ask)
+            save_file({k: v.contiguous() for k, v in weights.items()}, folder / answer["file"])
+        except Exception as error:  # what a package says is part of the table
+            if os.environ.get("ORACLES_RAISE"):
+                raise
+            answer["failed"] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        answers.append(answer)
+    versions = {key: importlib.metadata.version(key) for key in (name, "torch")}
+    found = {"versions": versions, "answers": answers}
+    (folder / "answers.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
