@@ -11,6 +11,7 @@ it failed. Nothing of capcheck is imported here, for the environment does not ha
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -108,8 +109,11 @@ def llmcompressor(there: There, ask: dict[str, Any]) -> Weights:
             order = "static" if ask["actorder"] else None
             recipe = GPTQModifier(actorder=order, dampening_frac=DAMP, **given)
         else:
-            recipe = (AWQModifier if method == "awq" else QuantizationModifier)(**given)
-    rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in there.ids]
+            first = [AWQModifier()] if method == "awq" else []
+            recipe = [*first, QuantizationModifier(**given)]
+    rows = [
+        {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in there.ids
+    ]
     core = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # asked for, and never used
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     oneshot(
@@ -122,7 +126,7 @@ def llmcompressor(there: There, ask: dict[str, Any]) -> Weights:
         max_seq_length=there.ids.shape[1],
         pipeline="sequential",
     )
-    if method != "rtn":
+    if method not in ("rtn", "awq"):
         return there.weights(model)
     return there.weights(
         model,
@@ -135,8 +139,128 @@ def llmcompressor(there: There, ask: dict[str, Any]) -> Weights:
     )
 
 
+def torchao(there: There, ask: dict[str, Any]) -> Weights:
+    """Quantize the weights of each layer with torchao's configurations, or prune by its Wanda."""
+    from torchao import quantization as ao
+    from torchao.quantization import quant_primitives
+    from torchao.sparsity import WandaSparsifier
+
+    model, method = there.model(), ask["method"]
+    if method == "wanda":
+        pattern = ":" in ask["sparsity"]
+        sparsifier = WandaSparsifier(
+            0.5 if pattern else float(ask["sparsity"]),
+            semi_structured_block_size=4 if pattern else None,
+        )
+        sparsifier.prepare(
+            model, [{"tensor_fqn": f"{name}.weight"} for name, _ in there.linears(model)]
+        )
+        there.read(model)
+        sparsifier.step()
+        sparsifier.squash_mask()
+        return there.weights(model)
+    if method == "hqq":
+        choose = quant_primitives._choose_qparams_and_quantize_affine_hqq
+
+        def rounded(layer: nn.Linear) -> Tensor:
+            size = ask["group"] or layer.in_features
+            levels, scale, zero, _ = choose(
+                layer.weight, ask["bits"], size, compute_dtype=torch.float32, device="cpu",
+                raw_output=True,
+            )  # fmt: skip
+            scale, zero = (x.repeat_interleave(size, 1) for x in (scale, zero))
+            return (levels.float() - zero) * scale
+
+        return there.weights(model, rounded)
+    mapping = ao.MappingType[ask.get("mapping", "SYMMETRIC")]
+    if method == "rtn":
+        width = {4: torch.int4, 8: torch.int8}[ask["bits"]]
+        shared = ao.PerGroup(ask["group"]) if ask["group"] else ao.PerAxis(0)
+        config = ao.IntxWeightOnlyConfig(width, shared, mapping)
+    elif method == "w8a8":
+        config = ao.Int8DynamicActivationInt8WeightConfig()
+    else:
+        config = ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
+    layers = dict(there.linears(model))
+    ao.quantize_(model, config, filter_fn=lambda module, name: name in layers)
+    found = there.weights(model, lambda layer: layer.weight.dequantize())
+    if method != "rtn":
+        first = next(iter(layers))
+        found[f"output {first}"] = layers[first](there.inputs).detach()
+    return found
+
+
+def hqq(there: There, ask: dict[str, Any]) -> Weights:
+    """Quantize the weights of each layer with the authors' HQQ."""
+    from hqq.core.quantize import Quantizer
+
+    def rounded(layer: nn.Linear) -> Tensor:
+        levels, meta = Quantizer.quantize(
+            layer.weight.detach(), nbits=ask["bits"], axis=1,
+            group_size=ask["group"] or layer.in_features,
+            bitpack=False, device="cpu",
+        )  # fmt: skip
+        return ((levels - meta["zero"]) * meta["scale"]).view(layer.weight.shape)
+
+    return there.weights(there.model(), rounded)
+
+
+def gptqmodel(there: There, ask: dict[str, Any]) -> Weights:
+    """Run GPTQModel's solver on each layer, with the inputs that the dense model gives it."""
+    from gptqmodel.quantization import QuantizeConfig
+    from gptqmodel.quantization.gptq import GPTQ
+
+    model = there.model()
+    config = QuantizeConfig(
+        bits=ask["bits"], group_size=ask["group"] or -1, sym=ask["symmetric"],
+        desc_act=ask["actorder"],
+        static_groups=ask.get("static_groups", False), act_group_aware=False, damp_percent=DAMP,
+        fallback=None,
+    )  # fmt: skip
+    solvers = {}
+    for name, layer in there.linears(model):
+        solvers[name] = GPTQ(layer, config)
+        solvers[name].quantizer.configure(perchannel=True)
+        layer.register_forward_hook(
+            lambda module, args, output, name=name: solvers[name].add_batch(args[0], output)
+        )
+    there.read(model)
+    return {f"{name}.weight": solver.quantize()[0] for name, solver in solvers.items()}
+
+
+def modelopt(there: There, ask: dict[str, Any]) -> Weights:
+    """Prune or quantize with modelopt, with the inputs that the dense model gives each layer."""
+    import modelopt.torch.quantization as mtq
+    import modelopt.torch.sparsity as mts
+
+    model = there.model()
+    if ask["method"] == "awq":
+        config = copy.deepcopy(mtq.INT4_AWQ_CFG)
+        for entry in config["quant_cfg"]:
+            sizes = (entry.get("cfg") or {}).get("block_sizes")
+            if sizes:
+                sizes[-1] = ask["group"]
+        model = mtq.quantize(model, config, there.read)
+        mtq.fold_weight(model)
+        scaled = {}
+        for name, layer in there.linears(model):
+            scale = getattr(layer.input_quantizer, "pre_quant_scale", None)
+            scaled[f"{name}.weight"] = layer.weight if scale is None else layer.weight * scale
+        return scaled
+    mode = "sparsegpt" if ask["method"] == "sparsegpt" else "sparse_magnitude"
+    config = {"verbose": False, "forward_loop": there.read}
+    if mode == "sparsegpt":
+        config |= {"hessian_damp": DAMP, "device": "cpu"}
+    model = mts.sparsify(model, mode, config=config)
+    return there.weights(mts.export(model))
+
+
 PACKAGES: dict[str, tuple[Callable[[There, dict[str, Any]], Weights], str]] = {
     "llmcompressor": (llmcompressor, "llmcompressor"),
+    "torchao": (torchao, "torchao"),
+    "hqq": (hqq, "hqq"),
+    "gptqmodel": (gptqmodel, "gptqmodel"),
+    "modelopt": (modelopt, "nvidia-modelopt"),
 }
 
 
