@@ -178,8 +178,9 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("wanda:0.5", conventions=("norms squared, over the layer",), alone=True),
         Case("wanda:2:4", conventions=("norms squared, over the layer",), alone=True),
-        Case("w8a8"),
+        Case("w8a8", conventions=(EVERY_LEVEL,)),
         Case("fp8"),
+        Case("fp8", {"by": "primitives"}),
     ],
     "hqq": [
         Case(f"hqq:{bits},group=GROUP", conventions=("last zero point, one stop for all",))

@@ -1,7 +1,5 @@
 """The other side of `benchmarks/oracles.py`: one package, run by the interpreter that has it.
 
-    PYTHON benchmarks/oracles_there.py FOLDER
-
 FOLDER holds `ask.json` ({"package": …, "asked": [{"method": …, …}, …]}), `model/` (a transformers
 folder in float32) and `ids.safetensors` (token ids, int64 [sequences, tokens]; inputs of a layer,
 float32 [tokens, inputs]). What is found is written beside them: the weights of each answer as
@@ -172,6 +170,18 @@ def torchao(there: There, ask: dict[str, Any]) -> Weights:
             return (levels.float() - zero) * scale
 
         return there.weights(model, rounded)
+    if ask.get("by") == "primitives":
+
+        def narrow(x: Tensor) -> Tensor:
+            block, kind = [1, x.shape[-1]], torch.float8_e4m3fn
+            scale = quant_primitives._choose_scale_float8(x, block, kind)
+            levels = quant_primitives._quantize_affine_float8(x, scale, kind)
+            return quant_primitives._dequantize_affine_float8(levels, scale)
+
+        found = there.weights(model, lambda layer: narrow(layer.weight.detach()))
+        name = next(there.linears(model))[0]
+        found[f"output {name}"] = narrow(there.inputs) @ found[f"{name}.weight"].T
+        return found
     mapping = ao.MappingType[ask.get("mapping", "SYMMETRIC")]
     if method == "rtn":
         width = {4: torch.int4, 8: torch.int8}[ask["bits"]]
