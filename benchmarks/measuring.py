@@ -47,8 +47,11 @@ class Alive(TorchDispatchMode):
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
-        self.most = self._now = 0
-        self._seen = {x.untyped_storage()._cdata for x in known}
+        self._now = self.most = 0
+        self._seen: set[int] = set()
+        for x in known:
+            self._see(x)
+        self._now = self.most = 0  # of the known ones only what goes away counts, as less
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
