@@ -9,12 +9,7 @@
 Each side has one worker process; a method's runs take turns, and each begins with the model as it
 was loaded from one folder. Seconds are those of the compression alone: no loading, no saving.
 
-The model is a Llama of random weights. So that calibration matters, what enters its layers is made
-uneven, as it is in trained ones: embeddings and all that is added to the hidden states share a
-random basis in which the k-th direction has a variance of about 1/k, one feature in a hundred is
-ten times as large after its norm, and rows of the values', gate's and up projection differ in scale
-(log-normal, 0.5), so that inputs of the output and down projection do. Tokens are drawn by Zipf's
-law; half of them follow from the one before.
+The model is a Llama of random weights (`uneven.py`).
 
 Errors are measured on further tokens of that kind, alike for both sides: of the matrices,
 ||(W - W') X||^2 / ||W X||^2 with the dense model's inputs X, and of the blocks' outputs,
@@ -43,16 +38,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from uneven import SIZES, random_llama, random_tokens
 
 from capcheck import compress
 from capcheck.calibrate import MICRO_BATCH
 from capcheck.recipe import Recipe
 
-SIZES = {  # hidden, inner, blocks, heads, vocabulary
-    "tiny": (128, 256, 2, 4, 512),
-    "110M": (768, 2048, 12, 12, 16384),
-    "1B": (2048, 5632, 20, 16, 32000),
-}
 RECIPES = (
     "sparsegpt:0.5",
     "sparsegpt:2:4",
@@ -61,61 +52,9 @@ RECIPES = (
     "gptq:4,group=128",
     "rtn:4,group=128",
 )
-HELD_OUT = (16, 256)  # sequences, tokens
+HELD_OUT = (8, 256)  # sequences, tokens
 RETURNS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of glibc
 MIB = 2**20
-
-
-def random_llama(size: str, blocks: int) -> Any:
-    """Return a Llama of random weights with uneven inputs (see above), float32."""
-    hidden, inner, _, heads, vocabulary = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    basis = torch.linalg.qr(normal(hidden, hidden)).Q
-    variance = 1 / torch.arange(1, hidden + 1)
-    mix = basis * (variance / variance.mean()).sqrt()  # [hidden, hidden]
-    features = torch.randperm(hidden, generator=generator)[: max(1, hidden // 100)]
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(normal(vocabulary, hidden) @ mix.T)
-        model.lm_head.weight.copy_(normal(vocabulary, hidden) / hidden**0.5)
-        for block in model.model.layers:
-            for norm in (block.input_layernorm, block.post_attention_layernorm):
-                norm.weight[features] = 10
-            for name, layer in block.named_modules():
-                if isinstance(layer, torch.nn.Linear):
-                    weight = normal(*layer.weight.shape) / layer.in_features**0.5
-                    if name.endswith(("o_proj", "down_proj")):
-                        weight = mix @ weight / (2 * blocks) ** 0.5
-                    elif not name.endswith(("q_proj", "k_proj")):
-                        weight *= (0.5 * normal(len(weight), 1)).exp()
-                    layer.weight.copy_(weight)
-    return model
-
-
-def random_tokens(vocabulary: int, sequences: int, length: int, seed: int) -> Tensor:
-    """Return token ids [sequences, length], int64, whose successors are in part foreseeable."""
-    follows = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(seed)
-    weights = 1 / (torch.arange(vocabulary) + 2.7)
-    ids = torch.multinomial(weights, sequences * length, True, generator=generator)
-    ids = ids.view(sequences, length)
-    foreseen = torch.rand(sequences, length, generator=generator) < 0.5
-    for place in range(1, length):
-        ids[:, place] = torch.where(foreseen[:, place], follows[ids[:, place - 1]], ids[:, place])
-    return ids
 
 
 def settings(recipe: str) -> dict[str, Any]:
@@ -238,9 +177,10 @@ def row(
             alive = args.alive and args.repeats == 0
             runs[side].append(sides[side]({**job, "alive": alive, "save": save}))
     seconds = {side: [run["seconds"] for run in runs[side]] for side in sides}
-    found: dict[str, Any] = {"recipe": recipe, "all seconds": seconds}
-    found["seconds"] = [statistics.median(times) for times in seconds.values()]
-    if len(sides) == 2:
+    found: dict[str, Any] = {"recipe": recipe, "blocks": job["blocks"], "all seconds": seconds}
+    if args.repeats:
+        found["seconds"] = [statistics.median(times) for times in seconds.values()]
+    if args.repeats and len(sides) == 2:
         mine, theirs = seconds.values()
         ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
         found["ratio"] = [statistics.median(ratios), min(ratios), max(ratios)]
@@ -248,6 +188,9 @@ def row(
         peaks = [[run[kind] for run in runs[side] if run[kind] is not None] for side in sides]
         found[kind] = [max(peak) / MIB for peak in peaks if peak]
     found["errors"] = errors([files[side] for side in sides])
+    if args.json:
+        with args.json.open("a") as out:
+            print(json.dumps(found), file=out)
     return found
 
 
@@ -263,7 +206,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
         errors = [[pair[place] for pair in one["errors"]] for place in (0, 1)]
         table.add_row(
             one["recipe"],
-            " | ".join(f"{x:.2f}" for x in one["seconds"]),
+            " | ".join(f"{x:.2f}" for x in one.get("seconds", [])),
             "" if ratio is None else f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})",
             *(" | ".join(f"{x:.4g}" for x in error) for error in errors),
             *(
@@ -289,7 +232,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of each side (%(default)s)")
     parser.add_argument("--batch", type=int, help="sequences in their batch (as many as in ours)")
     parser.add_argument("--other", help="the interpreter of an environment with llm-compressor")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="a line for every recipe is added to it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
@@ -299,7 +242,6 @@ def main() -> None:
     if args.other:
         sides["theirs"] = Worker(args.other, "compress_llmcompressor.py", args.threads, timed)
     vocabulary = SIZES[args.size][-1]
-    lines = []
     for blocks in args.blocks or [SIZES[args.size][2]]:
         with tempfile.TemporaryDirectory() as folder:
             model = random_llama(args.size, blocks).to(getattr(torch, args.dtype))
@@ -311,7 +253,7 @@ def main() -> None:
             )
             errors = Errors(model.float(), held_out, args.device)
             job = {key: getattr(args, key) for key in ("device", "dtype", "threads")}
-            job |= {"folder": folder, "tokens": tokens}
+            job |= {"folder": folder, "tokens": tokens, "blocks": blocks}
             job["batch"] = args.batch or max(1, MICRO_BATCH // args.length)
             rows = [row(args, recipe, job, sides, errors) for recipe in args.methods]
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -320,11 +262,8 @@ def main() -> None:
             f"{args.device}, {args.dtype}, {args.threads} threads: capcheck | llm-compressor"
         )
         show(title, rows, Console(width=150))
-        lines += [{"title": title, "blocks": blocks, **one} for one in rows]
     for worker in sides.values():
         worker.close()
-    if args.json:
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 if __name__ == "__main__":
