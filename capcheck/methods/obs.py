@@ -23,6 +23,8 @@ from capcheck.errors import ModelError
 BLOCK = 128
 """Columns whose updates are applied to all later columns at once."""
 
+_STRIP = 256  # rows of a symmetric matrix that are summed from their first diagonal entry on
+
 _TRIES = 6  # the damping grows tenfold with each
 
 
@@ -40,7 +42,9 @@ class Hessian:
         if self._sum.dtype != wide.dtype:
             self._sum = self._sum.to(wide.dtype)
         self.tokens += len(x)
-        self._sum.addmm_(wide.T, wide)  # [inputs, inputs]
+        for first in range(0, wide.shape[1], _STRIP):
+            rows = self._sum[first : first + _STRIP, first:]
+            rows.addmm_(wide[:, first : first + _STRIP].T, wide[:, first:])
 
     def finite(self) -> bool:
         """Whether every input so far was finite."""
@@ -52,7 +56,8 @@ class Hessian:
 
     def mean(self) -> Tensor:
         """Return H."""
-        return self._sum / max(1, self.tokens)
+        upper = self._sum.triu()
+        return upper.add_(upper.triu(1).T).div_(max(1, self.tokens))
 
     def factor(self, damp: float, order: Tensor | None, name: str) -> tuple[Tensor, list[str]]:
         """Return `inverse_factor` of H, computed once for all layers that share these inputs.
@@ -119,11 +124,13 @@ def _factor(hessian: Tensor, damp: float) -> Tensor | None:
     """Return U for one damping, or None where this dtype cannot give it."""
     damped = hessian.clone()
     damped.diagonal().add_(damp * hessian.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    found, failed = torch.linalg.cholesky_ex(damped)
+    del damped  # as large as all that follows
     if failed:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return upper if not failed and bool(upper.isfinite().all()) else None
+    found = torch.cholesky_inverse(found)
+    found, failed = torch.linalg.cholesky_ex(found, upper=True)
+    return found if not failed and bool(found.isfinite().all()) else None
 
 
 def sweep(weight: Tensor, factor: Tensor, target: Target, block: int = BLOCK) -> Tensor:

@@ -272,6 +272,14 @@ def test_too_few_tokens_are_noted():
     assert solved.notes == ["layer.w: 10 calibration tokens for 24 inputs; take more (n=…)"]
 
 
+@pytest.mark.parametrize("inputs", [3, 256, 257, 600])
+def test_half_of_the_hessian_is_summed_and_the_other_half_is_its_mirror(inputs):
+    x = torch.randn(90, inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = statistic(x).mean()
+    torch.testing.assert_close(found, x.T @ x / len(x), rtol=0, atol=1e-12)
+    assert torch.equal(found, found.T)
+
+
 def test_the_hessian_is_a_mean_in_float32():
     hessian = Hessian(1, torch.device("cpu"))
     hessian.add(torch.full((100, 1), 300.0, dtype=torch.float16))  # 9e6 in all, beyond float16

@@ -15,7 +15,7 @@ from capcheck.recipe import Sparsity
 VALUES = st.sampled_from([-1.0, 0.0, 1e-40, 1e-6, 0.5, 1.0, 1.0000001, 3e38])
 
 
-WIDTHS = st.integers(1, 12)
+WIDTHS = st.integers(1, 24)  # those that are compared in pairs, and wider ones
 
 
 @st.composite
