@@ -54,7 +54,8 @@ def scale_block(
     trial = Trial(block, call, hidden, fixed)
     notes: list[str] = []
     for matrices in together:
-        place, why = None, "nothing that gives its inputs takes them"
+        place: Place | None = None
+        why = "nothing that gives its inputs takes them"
         if matrices[0].expert is not None:
             why = "experts share their inputs with their router"
         elif not statistics[matrices[0].name].tokens:
