@@ -57,11 +57,8 @@ def compress_matrices(
     kind = step.signature.kind
     notes: list[str] = []
     grids: list[Grid | None] = [None] * len(matrices)
-    if kind == "transform":
-        solved = method.transform(weights, statistic, step, [m.name for m in matrices])
-    elif kind == "solver":
+    if kind == "solver":
         solved = [method.solve(m.read(), statistic, step, m.name) for m in matrices]
-    if kind in ("transform", "solver"):
         new = [one.weight for one in solved]
         notes = [note for one in solved for note in one.notes]
         grids = [one.grid for one in solved]

@@ -27,6 +27,7 @@ from capcheck.blocks import Matrix, find_blocks, find_matrices, remove_blocks
 from capcheck.check import blocks_gone, check
 from capcheck.corpus import token_ids
 from capcheck.errors import UsageError
+from capcheck.folding import used_twice
 from capcheck.methods import implementation, owl
 from capcheck.methods.grid import Grid
 from capcheck.methods.statistics import Statistic
@@ -35,10 +36,14 @@ from capcheck.observe import gather
 from capcheck.recipe import Recipe, Sparsity, Step
 from capcheck.replay import Replay
 from capcheck.result import CompressionLog
+from capcheck.scaling import scale_block
 from capcheck.visits import Visits
 
 MICRO_BATCH = 4096
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
+
+SEARCHED = 1024
+"""Tokens of a micro-batch where scales are searched for, which is done on the first of them."""
 
 FEW = 16
 """An expert that was sent fewer calibration tokens is compressed as if there were none."""
@@ -161,11 +166,13 @@ def _walk(
     log.skipped += [entry for entry in found.skipped if entry[0] not in known]
     log.fallbacks += [note for note in found.notes if note not in log.fallbacks]
     cut = global_cut(step, method, found)
+    scaled = step.signature.kind == "transform"
+    fixed: frozenset[int] = used_twice(model) if scaled else frozenset()
 
     def apply(step: Step, matrices: Sequence[Matrix], statistic: Statistic | None) -> None:
         tokens = 0 if statistic is None else statistic.tokens
         enough = 1 if matrices[0].expert is None else FEW
-        if step.signature.calibrated and tokens < enough:
+        if step.signature.calibrated and not scaled and tokens < enough:
             log.fallbacks.extend(
                 f"{step.method}: {tokens or 'no'} calibration token{'s' * (tokens > 1)} reached "
                 f"{matrix.name} as its input; every input counts alike there"
@@ -190,15 +197,23 @@ def _walk(
     hidden: list[Tensor] = []
     replay = Replay(model, name, blocks, visits)
     if ids is not None:
-        batches = _batched(ids)
+        batches = _batched(ids, SEARCHED if scaled else MICRO_BATCH)
         hidden = replay.start(batches)
     steps = _allocated(step, found.blocks, replay, batches, visits)
     calibrated = step.signature.calibrated
     for index, matrices in enumerate(found.blocks):
         run = partial(replay.run, index, hidden)
+        seen = [m for m in matrices if not scaled or m.expert is None]
         with visits.of(blocks[index]):
-            statistics = gather(matrices, method.STATISTIC, run) if calibrated else {}
-            for together in _sharing(matrices, statistics):
+            statistics = gather(seen, method.STATISTIC, run) if calibrated else {}
+            sharing = _sharing(matrices, statistics)
+            if scaled:
+                call, entering = replay.calls[index][0], hidden[0]
+                notes = scale_block(
+                    blocks[index], sharing, statistics, call, entering, step, method, fixed
+                )
+                log.fallbacks += [f"{step.method}: {note}" for note in notes]
+            for together in sharing:
                 apply(steps[index], together, statistics.get(together[0].name))
             statistics.clear()  # before those of the next block are made
             if calibrated and (found.after or index + 1 < len(found.blocks)):
@@ -209,7 +224,11 @@ def _walk(
     for matrix in found.after:
         run = partial(replay.finish, batches, hidden)
         with visits.of_holders(matrix.parameter):
-            statistics = gather([matrix], method.STATISTIC, run) if calibrated else {}
+            if scaled:
+                log.fallbacks.append(f"{step.method}: {matrix.name} is rounded without scales")
+            statistics = (
+                gather([matrix], method.STATISTIC, run) if calibrated and not scaled else {}
+            )
             apply(step, [matrix], statistics.get(matrix.name))
 
 
@@ -242,9 +261,9 @@ def _shorten(
     return remove_blocks(model, method.chosen(influences, count))
 
 
-def _batched(ids: Tensor) -> Sequence[Tensor]:
-    """Return token ids [sequences, tokens] in micro-batches."""
-    return ids.split(max(1, MICRO_BATCH // ids.shape[1]))
+def _batched(ids: Tensor, tokens: int | None = None) -> Sequence[Tensor]:
+    """Return token ids [sequences, tokens] in micro-batches of as many tokens, at the most."""
+    return ids.split(max(1, (tokens or MICRO_BATCH) // ids.shape[1]))
 
 
 def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) -> list[list[Matrix]]:

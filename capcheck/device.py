@@ -40,6 +40,7 @@ _COMPRESSING = (
     "apply.py",
     "check.py",
     "experts.py",
+    "folding.py",
     "groups.py",
     "narrowing.py",
     "observe.py",
@@ -47,6 +48,7 @@ _COMPRESSING = (
     "corpus.py",
     "replay.py",
     "rows.py",
+    "scaling.py",
     "visits.py",
     "widths.py",
 )

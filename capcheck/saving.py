@@ -1,9 +1,9 @@
 """Writing a compressed model to a folder that transformers, and vLLM, can load.
 
 Two layouts. A pruned model is an ordinary safetensors folder. A model whose last change put its
-matrices on a uniform grid (`rtn`, `gptq`) is packed as `compressed-tensors` has it (the format
-`pack-quantized`): a few bits a weight, a scale for each group, and a zero point where the grid has
-one. Packing is left to the package of that name.
+matrices on a uniform grid (`rtn`, `gptq`, `awq`) is packed as `compressed-tensors` has it (the
+format `pack-quantized`): a few bits a weight, a scale for each group, and a zero point where the
+grid has one. Packing is left to the package of that name.
 """
 
 from __future__ import annotations
@@ -97,9 +97,6 @@ def layout_of(recipe: Recipe, model: Any) -> Layout:
             raise _cannot(recipe, "it is a checkpoint already", step)
         if kind == "activations":
             raise _cannot(recipe, f"{method} rounds what enters the layers as well", step)
-        if kind == "transform":
-            why = f"the scales of {method} would have to go into the operation before each layer"
-            raise _cannot(recipe, why, step)
         if step.bits is not None and not step.signature.keeps_zeros:
             why = f"the zero points of {method} are real numbers, and packed ones are integers"
             raise _cannot(recipe, why, step)
@@ -183,7 +180,7 @@ def _check_packable(recipe: Recipe, step: Step, model: Any) -> None:
 
 
 def _cannot(recipe: Recipe, why: str, step: Step, remedy: str = "") -> UsageError:
-    remedy = remedy or "gate it without saving, or save pruning alone, or rtn or gptq"
+    remedy = remedy or "gate it without saving, or save pruning alone, or rtn, gptq or awq"
     return UsageError(f"recipe {str(recipe)!r} cannot be saved: {why} ({step}); {remedy}")
 
 
@@ -272,14 +269,24 @@ def _reloaded(model: Any, tokenizer: Any, place: Path) -> float:
     """Load what was saved and ask it; return how far it is off, in nats a token.
 
     Raises:
-        ModelError: it cannot be loaded, or is further off than `TOLERANCE`.
+        ModelError: it cannot be loaded, or its tokenizer became another, or it is further off than
+            `TOLERANCE`.
     """
     texts = documents(0, _ASKED)
     device = str(model.get_input_embeddings().weight.device)
     dtype = str(model.dtype).removeprefix("torch.")
-    first = HFBackend(model, tokenizer).loglik_documents(texts)
+    gated = HFBackend(model, tokenizer)
     again = hub.load(str(place), device=device, dtype=dtype)
-    second = again.loglik_documents(texts)
+    tokens = [[row.ids for row in one.encoder.documents(texts)] for one in (gated, again)]
+    if tokens[0] != tokens[1]:
+        kind = model.config.model_type
+        raise ModelError(
+            f"the saved tokenizer, a {type(tokenizer).__name__}, splits text into other tokens "
+            f"when transformers loads it again, as a {type(again.tokenizer).__name__} (for some "
+            f"kinds of models, here {kind}, whatever its files say); nothing was saved: give "
+            "the tokenizer that capcheck.load gives for the dense model"
+        )
+    first, second = gated.loglik_documents(texts), again.loglik_documents(texts)
     worst = max(abs(a.nats - b.nats) / a.tokens for a, b in zip(first, second, strict=True))
     if not worst <= TOLERANCE:
         raise ModelError(

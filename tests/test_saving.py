@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from capcheck import saving
 from capcheck.backends import hub
@@ -32,6 +33,10 @@ PACKED = [
     "rtn:4+magnitude:0.5",
     "rtn:8+gptq:3,n=2,length=16",
     "magnitude:2:4,head=true+rtn:8,group=8,head=true",
+    "awq:4,group=8,n=2,length=16",
+    "awq:3,symmetric=false,n=2,length=16",
+    "magnitude:0.5+awq:4,head=true,n=2,length=16",
+    "awq:4,n=2,length=16+wanda:0.5,n=2,length=16",
 ]
 
 
@@ -72,9 +77,10 @@ def test_every_zero_is_still_zero(recipe, tmp_path):
         assert torch.equal(weights[name] == 0, weight == 0), name
 
 
+@pytest.mark.parametrize("recipe", ["rtn:4,group=8", "awq:4,group=8,n=2,length=16"])
 @pytest.mark.parametrize("name", ["mistral", "qwen3", "gemma3", "phi3", "opt", "gpt_neox"])
-def test_other_architectures_are_packed(name, tmp_path):
-    found = compressed("rtn:4,group=8", name)
+def test_other_architectures_are_packed(name, recipe, tmp_path):
+    found = compressed(recipe, name)
     saving.save(found, tiny_tokenizer(), tmp_path / "saved")
     again = hub.load(str(tmp_path / "saved"), device="cpu", dtype="float32")
     assert [a.nats for a in again.loglik(PAIRS)] == pytest.approx(
@@ -116,7 +122,7 @@ def test_sixteen_bits_hold_what_loses_nothing(tmp_path):
     [
         ("kv:8", "changes how the model runs"),
         ("hqq:4", "zero points of hqq are real numbers"),
-        ("awq:4", "would have to go into the operation before"),
+        ("awq:4+gptq:3+sparsegpt:0.5", "moves weights off the grid of gptq:3"),
         ("w8a8", "rounds what enters the layers"),
         ("rtn:4+sparsegpt:0.5", "moves weights off the grid of rtn:4"),
         ("rtn:4,head=true", "is the token embeddings too"),
@@ -133,8 +139,9 @@ def test_what_no_layout_holds_is_said_before_anything_is_compressed(recipe, why)
 @pytest.mark.parametrize("name", [*MIXTURES, "gpt2"])
 def test_what_is_no_linear_layer_is_not_packed_but_pruned(name, tmp_path):
     model = tiny_model(name)
-    with pytest.raises(UsageError, match="cannot be saved"):
-        saving.layout_of(Recipe.parse("rtn:4"), model)
+    for recipe in ("rtn:4", "awq:4"):
+        with pytest.raises(UsageError, match=r"cannot be saved: .*(experts|Conv1D)"):
+            saving.layout_of(Recipe.parse(recipe), model)
     found = compressed("magnitude:0.5", name)
     saving.save(found, tiny_tokenizer(), tmp_path / "saved")
     again = hub.load(str(tmp_path / "saved"), device="cpu", dtype="float32")
@@ -185,6 +192,19 @@ def test_a_model_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="does not answer as the gated one"):
         saving.save(found, tiny_tokenizer(), tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_becomes_another_is_said(tmp_path):
+    """For Qwen2 transformers has a class of its own, whatever the tokenizer's files say."""
+    model = tiny_model("qwen2")
+    found = compress(model, "magnitude:0.5")
+    with pytest.raises(ModelError, match=r"into other tokens .* Qwen2Tokenizer .*, here qwen2,"):
+        saving.save(found, tiny_tokenizer(), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    model.config.save_pretrained(tmp_path / "dense")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dense")  # as it is loaded for a model
+    assert saving.save(found, tokenizer, tmp_path / "saved").difference <= 1e-4
 
 
 def test_a_run_saves_one_recipe():

@@ -30,8 +30,8 @@ Kind = Literal[
 integer zero point, also `grid(weight, step)` -> `capcheck.methods.grid.Grid`.
 `solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
 kept entries have changed as well.
-`transform`: `transform(weights, statistic, step, names)` -> a `Solved` for each of several weights
-that share their inputs.
+`transform`: a quantizer before which inputs are scaled: `candidates(magnitudes)` yields the scales
+that `capcheck.scaling` chooses among.
 `blocks`: `change(entering, leaving)` of a block, summed over tokens, and
 `chosen(influences, count)`, which blocks are removed.
 `widths`: `score(weight, moments)` of features that enter a projection, `unit_scores`, which units
