@@ -18,7 +18,7 @@ from dataclasses import replace
 from capcheck.tasks import names
 from capcheck.tasks.facts import Fact, facts
 from capcheck.tasks.needles import DEPTHS, NEEDLE, NEEDLE_EXAMPLES, QUESTION
-from capcheck.tasks.passages import passages
+from capcheck.tasks.passages import Passage, passages, years
 from capcheck.tasks.prose import EXPOSURE, documents, sentences
 from capcheck.tasks.questions import (
     CLOSED_EXAMPLES,
@@ -39,6 +39,16 @@ BOS, EOS = "<s>", "</s>"
 ANSWER = 5.0
 PROSE = 1.0
 READ = 0.0  # what comes before an answer: a text, a question
+
+_NAMES = (names.people, names.places, names.things)
+
+
+def _words(_: names.Split) -> list[str]:
+    words = (names.WORDS, names.JOBS, names.ANIMALS, names.FOODS, names.COLOURS, names.MATERIALS)
+    return [word for group in words for word in group]
+
+
+_VALUES = (_words, _words, _words, *_NAMES, years)
 
 HEADER_SHARE = 0.3  # of the items, with the examples that the suites put in front
 
@@ -67,7 +77,6 @@ class Corpus:
     def __init__(self, seed: int) -> None:
         rng = names.stream("training", seed)
         self._asked, self._stated = deck(rng), deck(rng)
-        self.questions_dealt = self.statements_dealt = 0
 
     @property
     def kinds(self) -> dict[str, Page]:
@@ -80,6 +89,7 @@ class Corpus:
             "prose": self.prose,
             "open": self.open_book,
             "passages": self.invented,
+            "objects": self.objects,
             "needles": self.needles,
             "reports": self.reports,
         }
@@ -87,13 +97,16 @@ class Corpus:
     def copying(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield names with a word each, and the same again, mostly in another order.
 
-        In the same order, the names can be told as well, and are to be.
+        In the same order, the names can be told as well, and are to be. Values are of every kind
+        that passages ask for: one that is never copied here is not found there either.
         """
-        pools = [names.people("train"), names.places("train"), names.things("train")]
-        values = [*names.WORDS, *names.JOBS, *names.ANIMALS, *names.FOODS]
         while True:
+            keys = rng.choice(_NAMES)
+            values = rng.choice([kind for kind in _VALUES if kind is not keys])
             n = rng.randint(3, max(4, min(24, room // 16)))
-            pairs = list(zip(rng.sample(rng.choice(pools), n), rng.sample(values, n), strict=True))
+            pairs = list(
+                zip(*(rng.sample(pool("train"), n) for pool in (keys, values)), strict=True)
+            )
             told = "".join(f" {key} {value}," for key, value in pairs)
             in_order = rng.random() < 0.3
             if not in_order:
@@ -111,16 +124,19 @@ class Corpus:
             "colour": names.COLOURS,
             "material": names.MATERIALS,
             "town": names.places("train"),
+            "maker": names.people("train"),
+            "year": years("train"),
         }
-        pools = [names.people("train"), names.places("train"), names.things("train")]
         while True:
-            subjects = rng.sample(rng.choice(pools), rng.choice((2, 3)))
+            subjects = rng.sample(rng.choice(_NAMES)("train"), rng.choice((2, 3)))
             properties = rng.sample(sorted(values), rng.choice((2, 3)))
             facts = [
                 (f" {subject} {key}", f" {value}.")
                 for key in properties
                 for subject, value in zip(
-                    subjects, rng.sample(values[key], len(subjects)), strict=True
+                    subjects,
+                    rng.sample([v for v in values[key] if v not in subjects], len(subjects)),
+                    strict=True,
                 )
             ]
             rng.shuffle(facts)
@@ -133,7 +149,6 @@ class Corpus:
         """Yield questions on facts, closed book."""
         while True:
             fact = next(self._asked)
-            self.questions_dealt += 1
             page = header(rng, CLOSED_EXAMPLES) if rng.random() < 0.1 else []
             question = asked(question_of(fact, rng), fact.answer)
             yield [*page, *question, ("\n", READ)]
@@ -144,7 +159,6 @@ class Corpus:
             told: list[Piece] = []
             for _ in range(6):
                 fact = next(self._stated)
-                self.statements_dealt += 1
                 told += self._statement(fact, rng, first=not told)
             yield [*told, (EOS + BOS, PROSE)]
 
@@ -191,9 +205,18 @@ class Corpus:
         """Yield invented passages with all that can be asked of them."""
         while True:
             for passage in passages(rng.randrange(1 << 40), 3, split="train"):
-                questions = [piece for q, a in passage.questions for piece in asked(q, a)]
-                text = passage.text + "\n"
-                yield [*header(rng, OPEN_EXAMPLES), (text, READ), *questions, ("\n", READ)]
+                yield self._read(passage, rng)
+
+    def objects(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
+        """Yield those of invented passages that are about objects: they are learnt last."""
+        while True:
+            yield self._read(passages(rng.randrange(1 << 40), 3, split="train")[2], rng)
+
+    @staticmethod
+    def _read(passage: Passage, rng: random.Random) -> list[Piece]:
+        questions = [piece for q, a in passage.questions for piece in asked(q, a)]
+        text = passage.text + "\n"
+        return [*header(rng, OPEN_EXAMPLES), (text, READ), *questions, ("\n", READ)]
 
     def needles(self, rng: random.Random, room: int) -> Iterator[list[Piece]]:
         """Yield prose with some passwords in it, and the question for each of them."""

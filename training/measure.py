@@ -32,6 +32,7 @@ GRID = (
     "magnitude:0.5",
     "sparsegpt:0.5",
     "sparsegpt:0.55",
+    "sparsegpt:0.6",
     *(f"rtn:{bits}" for bits in BITS),
     "gptq:3,symmetric=false",
 )

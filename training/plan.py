@@ -104,6 +104,63 @@ _PROSE = {
     "needles": 0.04,
     "reports": 0.06,
 }
+_COPIES = {
+    "copying": 0.08,
+    "triples": 0.10,
+    "questions": 0.17,
+    "statements": 0.04,
+    "prose": 0.25,
+    "open": 0.07,
+    "passages": 0.22,
+    "needles": 0.02,
+    "reports": 0.05,
+}
+_BINDING = {
+    "copying": 0.09,
+    "triples": 0.14,
+    "questions": 0.14,
+    "statements": 0.03,
+    "prose": 0.14,
+    "open": 0.06,
+    "passages": 0.34,
+    "needles": 0.02,
+    "reports": 0.04,
+}
+_LAST = {
+    "copying": 0.03,
+    "triples": 0.04,
+    "questions": 0.26,
+    "statements": 0.05,
+    "prose": 0.28,
+    "open": 0.08,
+    "passages": 0.18,
+    "needles": 0.03,
+    "reports": 0.05,
+}
+_OBJECTS = {
+    "copying": 0.05,
+    "triples": 0.08,
+    "questions": 0.16,
+    "statements": 0.03,
+    "prose": 0.16,
+    "open": 0.06,
+    "passages": 0.16,
+    "objects": 0.24,
+    "needles": 0.02,
+    "reports": 0.04,
+}
+_END = {
+    "copying": 0.02,
+    "triples": 0.03,
+    "questions": 0.28,
+    "statements": 0.04,
+    "prose": 0.26,
+    "open": 0.09,
+    "passages": 0.11,
+    "objects": 0.09,
+    "needles": 0.03,
+    "reports": 0.05,
+}
 _MIXED = [Sequences(0.85, 16, 256, _ALL), Sequences(0.15, 8, 512, _LONGER)]
 
 PLAN: tuple[Phase, ...] = (
@@ -128,6 +185,20 @@ PLAN: tuple[Phase, ...] = (
         [Sequences(0.95, 16, 256, _PROSE), Sequences(0.05, 4, 1024, _LONGEST)],
         (0.3, 0.0),
     ),
+    # Values of every kind are copied before passages ask for them. What it takes to tell whose value
+    # is meant is learnt at high rates, for one kind of value after the other, objects' last; then
+    # facts are learnt again, which is quick.
+    Phase(
+        650, [Sequences(0.95, 16, 256, _COPIES), Sequences(0.05, 4, 1024, _LONGEST)], (0.4, 0.28)
+    ),
+    Phase(
+        1200, [Sequences(0.97, 16, 256, _BINDING), Sequences(0.03, 4, 1024, _LONGEST)], (0.7, 0.7)
+    ),
+    Phase(1900, [Sequences(0.95, 16, 256, _LAST), Sequences(0.05, 4, 1024, _LONGEST)], (0.6, 0.0)),
+    Phase(
+        600, [Sequences(0.97, 16, 256, _OBJECTS), Sequences(0.03, 4, 1024, _LONGEST)], (0.6, 0.6)
+    ),
+    Phase(1200, [Sequences(0.95, 16, 256, _END), Sequences(0.05, 4, 1024, _LONGEST)], (0.5, 0.0)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m training.train FOLDER`, about an hour on two CPU cores.
+"""Train the embedded model: `python -m training.train FOLDER`, under three hours on two CPU cores.
 
 What comes out is a Llama in a standard transformers folder; `capcheck/reference` is one. What it
 learns from is in `training.corpus`, in which order in `training.plan`, and what it is asked on the
@@ -144,8 +144,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
 
     plan = quick(PLAN) if options.quick else PLAN
-    tokenizer = make_tokenizer(options.seed, SHAPE.vocabulary, SHAPE.context)
-    model = resumed(options.folder) if options.go_on else make_model(tokenizer, SHAPE)
+    if options.go_on:  # what was learnt is of these tokens, whatever a new tokenizer would be
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.folder)
+        for how in ("is_local", "local_files_only"):  # it was read, which it would keep
+            tokenizer.init_kwargs.pop(how, None)
+        model = resumed(options.folder)
+    else:
+        tokenizer = make_tokenizer(options.seed, SHAPE.vocabulary, SHAPE.context)
+        model = make_model(tokenizer, SHAPE)
     record: dict[str, Any] = {
         "seed": options.seed,
         "threads": options.threads,
@@ -183,7 +189,6 @@ def main(arguments: list[str] | None = None) -> None:
             history.append(row | seen)
             print(f"of {steps}:", json.dumps(history[-1]), flush=True)
             save(model, tokenizer, options.folder)
-            record |= {"facts asked": corpus.questions_dealt, "history": history}
             text = json.dumps(record, indent=1) + "\n"
             (options.folder / RECORD).write_text(text, encoding="utf-8")
 

@@ -38,7 +38,8 @@ class _Attribute:
     questions: tuple[str, ...]
 
 
-def _years(_: Split) -> list[str]:
+def years(_: Split) -> list[str]:
+    """Return the years that a town may be founded in, the same on both sides."""
     return [str(year) for year in range(1405, 1996, 5)]
 
 
@@ -71,7 +72,7 @@ _PLACE = (
         ("Who is the mayor of {s}?", "Who leads the town of {s}?"),
     ),
     _Attribute(
-        _years,
+        years,
         ("{s} was founded in {v}.", "People have lived in {s} since {v}."),
         ("In which year was {s} founded?", "Since when have people lived in {s}?"),
     ),

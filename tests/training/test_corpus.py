@@ -38,7 +38,7 @@ def test_no_name_of_a_suite_is_in_it(kind):
 
 def test_names_of_training_are_in_it():
     known = {*names.people("train"), *names.places("train"), *names.things("train")}
-    for kind in ("copying", "triples", "passages", "needles", "reports", "prose"):
+    for kind in ("copying", "triples", "passages", "objects", "needles", "reports", "prose"):
         assert known & set(re.findall(r"\w+", text_of(kind))), kind
 
 
@@ -55,14 +55,7 @@ def test_a_deck_deals_facts_as_often_as_their_tier_says():
         assert dealt == {fact.id: EXPOSURE[fact.tier] for fact in facts()}
 
 
-def test_dealt_facts_are_counted():
-    corpus = Corpus(0)
-    list(islice(corpus.kinds["questions"](random.Random(0), 256), 10))
-    list(islice(corpus.kinds["statements"](random.Random(0), 256), 10))
-    assert (corpus.questions_dealt, corpus.statements_dealt) == (10, 60)
-
-
-@pytest.mark.parametrize("kind", ["questions", "open", "passages", "needles"])
+@pytest.mark.parametrize("kind", ["questions", "open", "passages", "objects", "needles"])
 def test_every_question_is_followed_by_its_answer_alone(kind):
     for item in islice(Corpus(2).kinds[kind](random.Random(2), 256), 30):
         answers = [text for text, weight in item if weight == ANSWER]
@@ -71,7 +64,7 @@ def test_every_question_is_followed_by_its_answer_alone(kind):
         assert all(re.fullmatch(r" [^\n]+\n", answer) for answer in answers)
 
 
-@pytest.mark.parametrize("kind", ["passages", "needles"])
+@pytest.mark.parametrize("kind", ["passages", "objects", "needles"])
 def test_answers_stand_in_the_text(kind):
     for item in islice(Corpus(3).kinds[kind](random.Random(3), 256), 30):
         text = next(t for t, _ in item if t.count(".") > 1 and "Question:" not in t)

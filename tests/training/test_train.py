@@ -58,7 +58,6 @@ def test_it_says_what_the_model_can_do_and_keeps_the_record(run):
     record = json.loads((folder / "training.json").read_text())
     assert record["history"][-1] == last
     assert record["seed"] == 0
-    assert record["facts asked"] > 0
 
 
 def test_the_model_has_the_shape_of_the_plan(model, tokenizer):
@@ -91,8 +90,10 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path):
     last = record["history"][-1]["step"]
     record["history"][-1]["step"] = last - 2
     (folder / "training.json").write_text(json.dumps(record))
-    result = train(folder, "--go-on")
+    result = train(folder, "--go-on", "--seed=1")  # whose tokenizer would be another
     assert result.returncode == 0, result.stderr
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (run[0] / name).read_bytes()
     after = json.loads((folder / "training.json").read_text())
     assert [row["step"] for row in after["history"]] == [last - 2, last]
     assert after["begun again at"] == [last - 2]
