@@ -168,17 +168,17 @@ def read_headers(name: str, folder: Path, weights: Sequence[str]) -> tuple[int, 
     return parameters, size, DTYPES.get(most)
 
 
-def tensor_bytes(name: str, folder: Path, weights: Sequence[str]) -> dict[str, int]:
-    """Return the bytes that each tensor takes in safetensors files.
+def tensors(name: str, folder: Path, weights: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Return the dtype, such as `F16`, and the bytes of each tensor in safetensors files.
 
     Raises:
         ModelError: a file is cut off or is no safetensors file.
     """
-    found: dict[str, int] = {}
+    found: dict[str, tuple[str, int]] = {}
     for file in weights:
         for key, entry in _header(name, folder / file).items():
             begin, end = entry["data_offsets"]
-            found[key] = end - begin
+            found[key] = entry["dtype"], end - begin
     return found
 
 

@@ -89,6 +89,12 @@ class ModelInfo:
         """The name of the GGUF file that holds everything; None where there is none."""
         return next((file for file in self.files if file.endswith(".gguf")), None)
 
+    def tensors(self) -> dict[str, tuple[str, int]]:
+        """Return the dtype and the bytes of each tensor, of safetensors files that are there."""
+        assert self.folder is not None
+        weights = [file for file in self.files if file.endswith(".safetensors")]
+        return checkpoint.tensors(self.name, self.folder, weights)
+
     @cached_property
     def digest(self) -> str:
         """What tells these files from any others: the commit, or a digest of their contents.

@@ -12,14 +12,13 @@ import accelerate
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from capcheck.backends import checkpoint
 from capcheck.backends.chat import Chat, Wanted, chat_of
 from capcheck.backends.encoding import Encoder
 from capcheck.backends.forward import context_length, quiet
 from capcheck.backends.hf import HFBackend
 from capcheck.backends.hub import ModelInfo, fetch
 from capcheck.backends.identity import describe
-from capcheck.backends.unpacking import options_of, unpacked
+from capcheck.backends.unpacking import check_scales, options_of, unpacked
 from capcheck.errors import ModelError, UsageError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -138,8 +137,6 @@ class Prepared:
         if self.info.format is None or self.info.bits is not None:
             return self.info.bits
         info = fetch(self.info, weights=True, trust_remote_code=self.trust_remote_code)
-        assert info.folder is not None
-        files = [file for file in info.files if file.endswith(".safetensors")]
         head = self.empty.get_output_embeddings()
         sizes = {
             name: module.weight.numel()
@@ -147,7 +144,7 @@ class Prepared:
             if isinstance(module, torch.nn.Linear) and module is not head
         }
         stored: dict[str, int] = {}
-        for key, size in checkpoint.tensor_bytes(info.name, info.folder, files).items():
+        for key, (_, size) in info.tensors().items():
             place = key.rpartition(".")[0]
             while place and place not in sizes:  # a scale of `x.weight` may be `x.weight.scale`
                 place = place.rpartition(".")[0]
@@ -217,6 +214,7 @@ def read_model(info: ModelInfo, device: str, dtype: str, trust_remote_code: bool
         ModelError: it cannot be loaded, or its weights are not exactly those of its configuration.
     """
     name = info.name
+    check_scales(info)
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -15,6 +15,7 @@ from transformers import (
 
 from capcheck.backends.formats import method_of, packing
 from capcheck.backends.hub import ModelInfo
+from capcheck.errors import ModelError
 
 
 def options_of(info: ModelInfo, device: str) -> dict[str, Any]:
@@ -37,7 +38,10 @@ def options_of(info: ModelInfo, device: str) -> dict[str, Any]:
         # The older of two names for dequantize=True; both versions know it.
         return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
     if method in ("fp8", "mxfp8"):
-        return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+        # What is named here takes the place of what the checkpoint says.
+        skipped = packed.get("modules_to_not_convert") or packed.get("ignored_layers")
+        made = FineGrainedFP8Config(dequantize=True, modules_to_not_convert=skipped)
+        return {"quantization_config": made}
     if method == "mxfp4":
         return {"quantization_config": Mxfp4Config(dequantize=True)}
     if method == "gptq":
@@ -49,6 +53,22 @@ def options_of(info: ModelInfo, device: str) -> dict[str, Any]:
     if method is not None:
         return {"device_map": {"": device}}
     return {}
+
+
+def check_scales(info: ModelInfo) -> None:
+    """Raise a `ModelError` where a matrix in 8-bit floats has no scales.
+
+    transformers would take its codes for its weights.
+    """
+    if method_of(info.config) not in ("fp8", "mxfp8"):
+        return
+    found = info.tensors()
+    for name, (dtype, _) in found.items():
+        if dtype.startswith("F8_E4M3") and f"{name}_scale_inv" not in found:
+            raise ModelError(
+                f"the weights of {info.name} are incomplete: {name} has no scales "
+                f"({name}_scale_inv); copy or download the model again"
+            )
 
 
 def unpacked(model: Any, info: ModelInfo) -> Any:
