@@ -79,6 +79,7 @@ def write(dense, file, *, spoken=None, **changes):
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
     rules = (spoken or tokenizer()).backend_tokenizer
     merges = json.loads(rules.to_str())["model"]["merges"]

@@ -3,7 +3,7 @@
 A format is what `quantization_config.quant_method` of a config.json names. Where only weights are
 rounded, they are dequantized while they are read: the model is then asked in the dense model's
 dtype, on any device, and by no kernel that needs the shapes of its own hardware. What rounds inputs
-as well, or has no way back in transformers, is left as its package runs it.
+as well, or has no way back, is left as its package runs it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Format:
 
 
 _BNB = (("bitsandbytes", "bitsandbytes"),)
-_GPTQMODEL = (("gptqmodel", "gptqmodel"),)
 _CUDA = ("cuda",)
 
 FORMATS: Mapping[str, Format] = {
@@ -57,8 +56,8 @@ FORMATS: Mapping[str, Format] = {
     ),
     "bitsandbytes_4bit": Format("bitsandbytes, 4 bits", _BNB, plain=True, extra="bitsandbytes"),
     "bitsandbytes_8bit": Format("bitsandbytes, LLM.int8", _BNB, extra="bitsandbytes"),
-    "gptq": Format("GPTQ", (("optimum", "optimum"), *_GPTQMODEL), extra="gptq"),
-    "awq": Format("AWQ", _GPTQMODEL, extra="gptq"),
+    "gptq": Format("GPTQ", plain=True),
+    "awq": Format("AWQ", plain=True),
     "torchao": Format("torchao", (("torchao", "torchao"),), extra="torchao"),
     "gguf": Format("GGUF", (("gguf", "gguf"),), plain=True, extra="gguf"),
     "fp8": Format("FP8 in blocks", plain=True),
@@ -86,6 +85,11 @@ FORMATS: Mapping[str, Format] = {
 }
 """What `quant_method` names, bitsandbytes in two, and what loads it."""
 
+WORD_BITS = (2, 3, 4, 8)
+"""Bits of a code that a layout of GPTQ packs into 32-bit words."""
+LAYOUTS: Mapping[str, tuple[str, ...]] = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+"""Of GPTQ and AWQ, the layouts that are unpacked here; the first where none is named."""
+
 
 def packing(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quantization_config` of a configuration or its text part; None where none is."""
@@ -106,6 +110,17 @@ def method_of(config: Mapping[str, Any]) -> str | None:
     if packed.get("load_in_4bit") or packed.get("load_in_8bit") or named == "bitsandbytes":
         return "bitsandbytes_8bit" if packed.get("load_in_8bit") else "bitsandbytes_4bit"
     return str(named) if named is not None else ""
+
+
+def layout_of(method: str, packed: Mapping[str, Any]) -> str:
+    """Return how a GPTQ or AWQ checkpoint lays its codes out, such as `gptq_v2` or `gemm`."""
+    if packed.get("is_marlin_format"):
+        return "marlin"
+    keys = ("checkpoint_format", "format") if method == "gptq" else ("version", "format")
+    named = next((packed[key] for key in keys if packed.get(key)), None)
+    if packed.get("backend") == "llm-awq":
+        return "llm-awq"
+    return LAYOUTS[method][0] if named is None else str(named).lower()
 
 
 def check_format(name: str, config: Mapping[str, Any]) -> Format | None:
@@ -137,6 +152,8 @@ def check_format(name: str, config: Mapping[str, Any]) -> Format | None:
             f"the weights of {name} are in the format {found.title}, which cannot be loaded: "
             f"{found.why}; unpack them, or save the model in another format"
         )
+    if method in LAYOUTS:
+        _check_layout(name, method, packing(config) or {})
     missing = [package for package, _ in found.packages if not _there(package)]
     if missing:
         raise ModelError(
@@ -165,6 +182,23 @@ def rounds_inputs(config: Mapping[str, Any]) -> bool:
     groups = packed.get("config_groups")
     groups = groups.values() if isinstance(groups, Mapping) else ()
     return any(isinstance(group, Mapping) and group.get("input_activations") for group in groups)
+
+
+def _check_layout(name: str, method: str, packed: Mapping[str, Any]) -> None:
+    title, known = FORMATS[method].title, LAYOUTS[method]
+    layout, bits = layout_of(method, packed), packed.get("bits", packed.get("w_bit"))
+    if layout not in known:
+        raise ModelError(
+            f"the weights of {name} are in the layout {layout!r} of {title}, which is made for "
+            f"kernels and not unpacked here; save the model in the layout {' or '.join(known)}"
+        )
+    allowed = WORD_BITS if method == "gptq" else (4,)
+    if bits not in allowed:
+        raise ModelError(
+            f"the weights of {name} are in the format {title}, and config.json gives them "
+            f"{bits!r} bits; those with {', '.join(map(str, allowed))} are unpacked: correct "
+            "config.json, or save the model in another format"
+        )
 
 
 def _there(package: str) -> bool:

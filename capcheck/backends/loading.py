@@ -18,7 +18,7 @@ from capcheck.backends.forward import context_length, quiet
 from capcheck.backends.hf import HFBackend
 from capcheck.backends.hub import ModelInfo, fetch
 from capcheck.backends.identity import describe
-from capcheck.backends.unpacking import check_scales, options_of, unpacked
+from capcheck.backends.unpacking import check_scales, read, unpacked
 from capcheck.errors import ModelError, UsageError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -217,16 +217,9 @@ def read_model(info: ModelInfo, device: str, dtype: str, trust_remote_code: bool
     check_scales(info)
     with quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                info.folder,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, and refused below
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                **options_of(info, device),
-            )
+            model, report = read(info, device, dtype, trust_remote_code)
+        except ModelError:
+            raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(name, device) from error
         except Exception as error:
