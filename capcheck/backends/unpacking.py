@@ -66,7 +66,8 @@ def options_of(info: ModelInfo, device: str) -> dict[str, Any]:
 
     Of a format whose weights are dequantized, transformers is told to do so. Weights of
     compressed-tensors left packed would have no place to go to where they have a zero point
-    (transformers 5.23, compressed-tensors 0.20), and would else be unpacked at the first question."""
+    (transformers 5.23, compressed-tensors 0.20), and would else be unpacked when first asked.
+    """
     method = method_of(info.config)
     packed = packing(info.config) or {}
     if info.gguf is not None:
