@@ -117,10 +117,13 @@ def _gptq(layer: Layer, packed: Mapping[str, Any]) -> Tensor:
     if groups is None:
         size = int(packed.get("group_size", -1))
         groups = torch.arange(codes.shape[1]) // (size if size > 0 else codes.shape[1])
-    zeros = codes_of(layer["qzeros"], bits)[:, : scales.shape[1]]  # [groups, outputs]
-    if layout_of("gptq", packed) == "gptq":
-        # Modulo, for the zero point 0 is stored as the largest code.
-        zeros = (zeros + 1) & (2**bits - 1)
+    words, first = layer["qzeros"], layout_of("gptq", packed) == "gptq"
+    if first and 32 % bits == 0:
+        # gptqmodel takes one off each code of a word at once, so that a zero point of 0 borrows.
+        words = words + sum(1 << shift for shift in range(0, 32, bits))
+    zeros = codes_of(words, bits)[:, : scales.shape[1]]  # [groups, outputs]
+    if first and 32 % bits:
+        zeros = (zeros + 1) % 2**bits
     groups = groups.long()
     return (codes - zeros.float()[groups].T) * scales[groups].T
 

@@ -58,9 +58,13 @@ def layer(bits, *, version=1, indexed=True, ordered=True):
         [float(codes[o, i] - zeros[g, o]) * float(scales[g, o]) for i, g in enumerate(groups)]
         for o in range(OUTPUTS)
     ]
+    words = words_of(zeros, bits)
+    if version == 1:  # whole words less one in each code; a zero point of 0 borrows
+        ones = sum(1 << shift for shift in range(0, 32, bits))
+        words = words - ones if bits != 3 else words_of((zeros - 1) % 8, 3)
     tensors = {
         "qweight": words_of(codes, bits).T.contiguous(),
-        "qzeros": words_of((zeros - 1) % 2**bits if version == 1 else zeros, bits),
+        "qzeros": words,
         "scales": scales,
         "g_idx": groups.to(torch.int32),
     }
