@@ -110,7 +110,7 @@ def _gptq(layer: Layer, packed: Mapping[str, Any]) -> Tensor:
     qweight, scales, groups = layer["qweight"], layer["scales"].float(), layer.get("g_idx")
     bits = int(packed["bits"])
     if groups is not None:  # gptqmodel may give a layer bits of its own
-        bits = 32 * qweight.shape[0] // len(groups)
+        bits = 32 * qweight.shape[0] // max(1, len(groups))
     if bits not in WORD_BITS:
         raise ValueError(f"{bits} bits a code")
     codes = codes_of(qweight.T, bits)  # [outputs, inputs]
@@ -125,6 +125,7 @@ def _gptq(layer: Layer, packed: Mapping[str, Any]) -> Tensor:
     if first and 32 % bits:
         zeros = (zeros + 1) % 2**bits
     groups = groups.long()
+    codes = codes[:, : len(groups)]  # the last word may be filled up
     return (codes - zeros.float()[groups].T) * scales[groups].T
 
 

@@ -109,7 +109,14 @@ def test_a_tensor_that_is_missing(tmp_path):
         one(tmp_path, tensors, bits=4)
 
 
-@pytest.mark.parametrize("cut", ["qzeros", "scales", "g_idx"])
+@pytest.mark.parametrize("bits", WORD_BITS)
+def test_inputs_that_do_not_fill_their_last_word(tmp_path, bits):
+    tensors, weight = layer(bits)
+    tensors["g_idx"] = tensors["g_idx"][:-3]
+    assert one(tmp_path, tensors, bits=bits)["x.weight"].equal(weight[:, :-3])
+
+
+@pytest.mark.parametrize("cut", ["qzeros", "scales"])
 def test_tensors_that_do_not_fit(tmp_path, cut):
     tensors, _ = layer(4)
     tensors[cut] = tensors[cut][:-1]
