@@ -94,11 +94,12 @@ def by_hand(dense, folder, unpack):
     return torch.tensor([found.nats for found in backend.loglik(PAIRS)])
 
 
-def check_layers(dense, folder, unpack, largest):
+def check_layers(dense, folder, unpack, largest, outlier=None):
     """Check each layer of a model that stays packed and rounds the inputs of a token to 8 bits.
 
     Not the answers: an input between two steps may be rounded to either, and what follows differs.
-    Here, inputs are clear of that, and `largest` is how many steps the largest is from zero.
+    Here, inputs are clear of that, and `largest` is how many steps the largest is from zero but
+    an `outlier`, which is not rounded.
     """
     model = models(dense).backend(loading(folder)).model
     draws = torch.Generator().manual_seed(0)
@@ -107,6 +108,8 @@ def check_layers(dense, folder, unpack, largest):
         steps = torch.randint(-126, 127, shape, generator=draws).float()
         x = steps + 0.8 * (torch.rand(shape, generator=draws) - 0.5)
         steps[:, 0], x[:, 0] = 127, largest
+        if outlier:
+            steps[:, 1] = x[:, 1] = 64 * outlier
         found = model.get_submodule(name)(x / 64)
         assert (found - steps / 64 @ weight.T).abs().max() < TOLERANCE
         assert (found - x / 64 @ weight.T).abs().max() > 10 * TOLERANCE
@@ -131,18 +134,19 @@ def test_bitsandbytes_in_4_bits(dense, tmp_path):
     assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
 
 
-def test_bitsandbytes_in_8_bits(dense, tmp_path):
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_bitsandbytes_in_8_bits(dense, tmp_path, threshold):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    made = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    made = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
     folder = quantized(dense, tmp_path / "int8", made)
 
     def unpack(tensors):
         return tensors["weight"].float() * tensors["SCB"][:, None] / 127
 
     _, log = loaded(dense, folder, "bitsandbytes, LLM.int8")
-    check_layers(dense, folder, unpack, largest=127)
+    check_layers(dense, folder, unpack, largest=127, outlier=threshold + 0.3 if threshold else None)
     assert 8 < log.bits < 8.6
     with pytest.raises(UsageError, match=r"stay packed \(bitsandbytes, LLM.int8\)"):
         models(dense).max_kept(loading(folder), 2)
