@@ -126,6 +126,7 @@ class DeviceModels:
         """Find out, without loading weights, whether the model and the recipes can work."""
         for recipe in recipes:
             check(recipe, self._prepared.empty)
+            self._check_plain(recipe)
             if (other := self._checkpoint(recipe)) is not None:
                 ready.belongs(self._prepared, other)
             for step in recipe:
@@ -136,6 +137,18 @@ class DeviceModels:
             recipe = saving.only(recipes)
             saving.layout_of(recipe, self._prepared.empty)
             saving.check_widths(recipe, self._prepared.empty)
+
+    def _check_plain(self, recipe: Recipe) -> None:
+        found = self._prepared.info.format
+        if found is None or found.plain:
+            return
+        for step in recipe:
+            if step.signature.kind not in ("cache", "checkpoint"):
+                raise UsageError(
+                    f"recipe {str(recipe)!r} compresses plain weights, and those of "
+                    f"{self._settings.model} stay packed ({found.title}); give the dense model "
+                    "(--model) and the packed one as a recipe (--compress=load:PATH)"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of the model."""
@@ -233,6 +246,12 @@ class DeviceModels:
             UsageError: m does not divide a matrix's inputs.
         """
         model = self.backend(recipe).model
+        other = self._checkpoint(recipe)
+        if other is not None and other.info.format is not None and other.info.quantized:
+            raise UsageError(
+                f"max_kept({m}): the weights of {other.info.name} stay packed "
+                f"({other.info.format.title}), so that zeros among them cannot be counted"
+            )
         found: dict[str, int] = {}
         patterned = [step for step in recipe if step.sparsity is not None and step.sparsity.m]
         for step in patterned or recipe:
@@ -326,8 +345,9 @@ class DeviceModels:
     def _ready(self, recipe: Recipe, other: loading.Prepared) -> HFBackend:
         """Load what is compressed already; it is asked as dense is, which need not be loaded."""
         started = time.perf_counter()
-        log = ready.log_of(str(recipe), self._prepared, other, ready.belongs(self._prepared, other))
+        notes = ready.belongs(self._prepared, other)
         model = other.load().model
+        log = ready.log_of(str(recipe), self._prepared, other, notes)
         log.seconds = time.perf_counter() - started
         self._logs[recipe] = log
         return self._prepared.asking(model, recipe=str(recipe))
