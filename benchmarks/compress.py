@@ -19,7 +19,6 @@ Errors are measured on further tokens of that kind, alike for both sides: of the
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import statistics
@@ -72,12 +71,7 @@ def settings(recipe: str) -> dict[str, Any]:
 
 def ours(job: Job, model: Any, ids: Tensor) -> None:
     """Compress a model in place by capcheck."""
-    where = {}
-    if "device" in inspect.signature(compress).parameters:
-        where = {"device": job["device"]}  # block by block
-    else:
-        model.to(job["device"])
-    compress(model, job["recipe"], calibration=ids, in_place=True, **where)
+    compress(model, job["recipe"], calibration=ids, in_place=True, device=job["device"])
 
 
 class Worker:
@@ -165,7 +159,7 @@ class Errors:
 
 
 def row(
-    args: argparse.Namespace, recipe: str, job: Job, sides: dict[str, Worker], errors: Errors
+    args: argparse.Namespace, recipe: str, job: Job, sides: dict[str, Worker], errors: Errors | None
 ) -> dict[str, Any]:
     """Return what both sides take for a recipe, and their errors: [ours, theirs] each."""
     job = {**job, "recipe": recipe, "settings": settings(recipe)}
@@ -173,7 +167,7 @@ def row(
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for repeat in range(max(1, args.repeats)):
         for side in [*sides][:: 1 if repeat % 2 == 0 else -1]:  # who goes first alternates
-            save = str(files[side]) if repeat == 0 else None
+            save = str(files[side]) if errors is not None and repeat == 0 else None
             alive = args.alive and args.repeats == 0
             runs[side].append(sides[side]({**job, "alive": alive, "save": save}))
     seconds = {side: [run["seconds"] for run in runs[side]] for side in sides}
@@ -187,7 +181,8 @@ def row(
     for kind in ("resident", "alive", "device"):
         peaks = [[run[kind] for run in runs[side] if run[kind] is not None] for side in sides]
         found[kind] = [max(peak) / MIB for peak in peaks if peak]
-    found["errors"] = errors([files[side] for side in sides])
+    if errors is not None:
+        found["errors"] = errors([files[side] for side in sides])
     if args.json:
         with args.json.open("a") as out:
             print(json.dumps(found), file=out)
@@ -203,7 +198,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_column(name, justify="right")
     for one in rows:
         ratio = one.get("ratio")
-        errors = [[pair[place] for pair in one["errors"]] for place in (0, 1)]
+        errors = [[pair[place] for pair in one.get("errors", [])] for place in (0, 1)]
         table.add_row(
             one["recipe"],
             " | ".join(f"{x:.2f}" for x in one.get("seconds", [])),
@@ -225,7 +220,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=RECIPES, help="recipes of one step")
     parser.add_argument("--n", type=int, default=32, help="calibration sequences (%(default)s)")
     parser.add_argument("--length", type=int, default=256, help="tokens of each (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s); 0: once, untimed")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="(%(default)s); 0: once, for memory alone"
+    )
     parser.add_argument("--alive", action="store_true", help="count tensors where repeats are 0")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -251,7 +248,7 @@ def main() -> None:
             save_file(
                 {"calibration": random_tokens(vocabulary, args.n, args.length, seed=1)}, tokens
             )
-            errors = Errors(model.float(), held_out, args.device)
+            errors = Errors(model.float(), held_out, args.device) if timed else None
             job = {key: getattr(args, key) for key in ("device", "dtype", "threads")}
             job |= {"folder": folder, "tokens": tokens, "blocks": blocks}
             job["batch"] = args.batch or max(1, MICRO_BATCH // args.length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from capcheck import __version__, calibrate, corpus, ready, saving
+from capcheck import __version__, calibrate, corpus, digests, ready, saving
 from capcheck.backends import hub, loading
 from capcheck.backends.hf import HFBackend, out_of_memory
 from capcheck.backends.identity import device_name
@@ -23,36 +22,12 @@ from capcheck.blocks import find_matrices
 from capcheck.check import check
 from capcheck.errors import CapcheckError, ModelError, UsageError
 from capcheck.methods.grid import Grid
-from capcheck.recipe import Recipe, Step
+from capcheck.recipe import Recipe
 from capcheck.result import JSON, CompressionLog
 from capcheck.settings import Settings
 from capcheck.turn import Turn
 
 _LEAST_TOKENS = 64  # smaller batches than this save next to nothing
-_HERE = Path(__file__).parent
-_ASKING = ("backends", "distributions.py")
-_COMPRESSING = (
-    "backends",
-    "distributions.py",
-    "methods",
-    "tasks",
-    "calibrate.py",
-    "apply.py",
-    "check.py",
-    "experts.py",
-    "folding.py",
-    "groups.py",
-    "narrowing.py",
-    "observe.py",
-    "blocks.py",
-    "corpus.py",
-    "replay.py",
-    "rows.py",
-    "scaling.py",
-    "visits.py",
-    "widths.py",
-)
-
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
@@ -126,6 +101,7 @@ class DeviceModels:
         """Find out, without loading weights, whether the model and the recipes can work."""
         for recipe in recipes:
             check(recipe, self._prepared.empty)
+            self._check_plain(recipe)
             if (other := self._checkpoint(recipe)) is not None:
                 ready.belongs(self._prepared, other)
             for step in recipe:
@@ -136,6 +112,18 @@ class DeviceModels:
             recipe = saving.only(recipes)
             saving.layout_of(recipe, self._prepared.empty)
             saving.check_widths(recipe, self._prepared.empty)
+
+    def _check_plain(self, recipe: Recipe) -> None:
+        found = self._prepared.info.format
+        if found is None or found.plain:
+            return
+        for step in recipe:
+            if step.signature.kind not in ("cache", "checkpoint"):
+                raise UsageError(
+                    f"recipe {str(recipe)!r} compresses plain weights, and those of "
+                    f"{self._settings.model} stay packed ({found.title}); give the dense model "
+                    "(--model) and the packed one as a recipe (--compress=load:PATH)"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of the model."""
@@ -168,14 +156,14 @@ class DeviceModels:
     def _identity(self, recipe: Recipe) -> dict[str, Any]:
         known = {k: v for k, v in self._prepared.identity.items() if k != "name"}
         known["capcheck"] = __version__
-        known["code"] = _code_digest(_COMPRESSING if recipe else _ASKING)
+        known["code"] = digests.code(digests.COMPRESSING if recipe else digests.ASKING)
         if (other := self._checkpoint(recipe)) is not None:
             # Wherever it lies. It is asked with the dense model's tokenizer.
             known["checkpoint"] = other.info.digest
         elif recipe:
             known["recipe"] = str(recipe)
             known["calibration"] = [
-                _calibration_digest(step, self._settings.data) for step in recipe if step.calibrated
+                digests.calibration(step, self._settings.data) for step in recipe if step.calibrated
             ]
         return known
 
@@ -233,6 +221,12 @@ class DeviceModels:
             UsageError: m does not divide a matrix's inputs.
         """
         model = self.backend(recipe).model
+        other = self._checkpoint(recipe)
+        if other is not None and other.info.format is not None and other.info.quantized:
+            raise UsageError(
+                f"max_kept({m}): the weights of {other.info.name} stay packed "
+                f"({other.info.format.title}), so that zeros among them cannot be counted"
+            )
         found: dict[str, int] = {}
         patterned = [step for step in recipe if step.sparsity is not None and step.sparsity.m]
         for step in patterned or recipe:
@@ -326,8 +320,9 @@ class DeviceModels:
     def _ready(self, recipe: Recipe, other: loading.Prepared) -> HFBackend:
         """Load what is compressed already; it is asked as dense is, which need not be loaded."""
         started = time.perf_counter()
-        log = ready.log_of(str(recipe), self._prepared, other, ready.belongs(self._prepared, other))
+        notes = ready.belongs(self._prepared, other)
         model = other.load().model
+        log = ready.log_of(str(recipe), self._prepared, other, notes)
         log.seconds = time.perf_counter() - started
         self._logs[recipe] = log
         return self._prepared.asking(model, recipe=str(recipe))
@@ -367,24 +362,3 @@ def _control_tokens(batch_tokens: int) -> int:
 def _checkpoint_of(recipe: Recipe) -> str | None:
     """Return the checkpoint that a recipe loads, or None where it is applied to the dense model."""
     return next((str(s.argument) for s in recipe if s.signature.kind == "checkpoint"), None)
-
-
-def _code_digest(parts: Sequence[str]) -> str:
-    """Return a digest of the code (and shipped text) that replies depend on."""
-    found = hashlib.sha256()
-    for part in parts:
-        place = _HERE / part
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for file in files:
-            if file.suffix in (".py", ".jsonl", ".txt"):
-                found.update(file.relative_to(_HERE).as_posix().encode() + b"\0")
-                found.update(file.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def _calibration_digest(step: Step, data: Path | None) -> str:
-    """Return a digest of the text that `calib` names, as far as it lies in files."""
-    found = hashlib.sha256(str(step["calib"]).encode())
-    for file in corpus.files(step, data):
-        found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()[:16]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from capcheck.backends.formats import rounds_inputs
 from capcheck.backends.hub import ModelInfo
 from capcheck.backends.loading import Prepared
 from capcheck.errors import ModelError
@@ -48,8 +49,7 @@ def belongs(dense: Prepared, other: Prepared) -> list[str]:
                 f"{other.info.name} does not belong to {dense.info.name}: its {key} is "
                 f"{theirs.get(key)}, and that of the dense model {ours.get(key)}"
             )
-    a, b = dense.tokenizer(_SAMPLE)["input_ids"], other.tokenizer(_SAMPLE)["input_ids"]
-    if a != b or dense.encoder.prefix != other.encoder.prefix:
+    if not _split_alike(dense, other):
         raise ModelError(
             f"{other.info.name} does not belong to {dense.info.name}: its tokenizer splits text "
             "into other tokens"
@@ -62,10 +62,30 @@ def belongs(dense: Prepared, other: Prepared) -> list[str]:
 
 
 def log_of(recipe: str, dense: Prepared, other: Prepared, notes: list[str]) -> CompressionLog:
-    """Return the log of a checkpoint: its bytes are those of its files."""
+    """Return the log of a checkpoint: its bytes and bits are those of its files."""
     log = CompressionLog(recipe, fallbacks=[f"load: {note}" for note in notes])
     log.bytes_dense, log.bytes = dense.info.bytes, other.info.bytes
+    if other.info.format is not None:
+        log.format, log.bits = other.info.format.title, other.bits
+        if other.info.format.plain and rounds_inputs(other.info.config):
+            log.fallbacks.append(
+                "load: where it is served, its format rounds the inputs of layers too; here its "
+                "weights are dequantized, and inputs are left as they are"
+            )
     return log
+
+
+def _split_alike(dense: Prepared, other: Prepared) -> bool:
+    if other.info.gguf is not None:
+        # What stands in front of a text is not told by every GGUF file; it is asked with the
+        # dense model's tokenizer, so that what counts is which token has which number.
+        found = [
+            prepared.tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+            for prepared in (dense, other)
+        ]
+        return bool(found[0] == found[1])
+    a, b = dense.tokenizer(_SAMPLE)["input_ids"], other.tokenizer(_SAMPLE)["input_ids"]
+    return bool(a == b) and dense.encoder.prefix == other.encoder.prefix
 
 
 def _text(info: ModelInfo) -> Mapping[str, Any]:

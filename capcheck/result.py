@@ -292,6 +292,9 @@ class CompressionLog:
         seconds: wall time of the whole recipe.
         bytes_dense, bytes: the weights' bytes before, and after with bits and sparsity counted
             as a packed format would hold them (a mask costs one bit a weight).
+        format: of a checkpoint that was compressed already, what its weights are packed in.
+        bits: of such a checkpoint, bits a weight takes in its files, scales and zero points
+            included; None where its weights are plain.
     """
 
     recipe: str
@@ -304,6 +307,8 @@ class CompressionLog:
     seconds: float = 0.0
     bytes_dense: int = 0
     bytes: int = 0
+    format: str = ""
+    bits: float | None = None
 
     def to_json(self) -> JSON:
         """Return the entry of `compression` in the JSON report."""
@@ -318,4 +323,6 @@ class CompressionLog:
             "seconds": round(self.seconds, 3),
             "bytes_dense": self.bytes_dense,
             "bytes": self.bytes,
+            "format": self.format,
+            "bits": self.bits,
         }

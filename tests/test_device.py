@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from capcheck import calibrate, device
+from capcheck import calibrate, device, digests
 from capcheck.device import DeviceModels
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
@@ -96,9 +96,9 @@ def test_a_pattern_is_looked_for_where_it_was_pruned(folder):
 
 def test_the_store_knows_all_code_that_compresses():
     """A reply must not outlive a change of the code that made the model."""
-    parts = {part.removesuffix(".py") for part in device._COMPRESSING}
-    assert {name.removesuffix(".*") for name in TORCH} - {"device", "saving"} <= parts
-    assert all((Path(device.__file__).parent / part).exists() for part in device._COMPRESSING)
+    parts = {part.removesuffix(".py") for part in digests.COMPRESSING}
+    assert {name.removesuffix(".*") for name in TORCH} - {"device", "digests", "saving"} <= parts
+    assert all((Path(device.__file__).parent / part).exists() for part in digests.COMPRESSING)
 
 
 def test_with_a_baseline_one_model_is_held(folder, tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ LEVELS = (
     ),
     (
         "device",
+        "digests",
         "saving",
         "ready",
         "turn",
@@ -96,6 +97,7 @@ TORCH = {
     "widths",
     "backends",
     "device",
+    "digests",
     "saving",
 }
 

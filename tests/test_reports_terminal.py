@@ -20,7 +20,7 @@ LOG = {
     "recipe": "wanda:0.5", "skipped": [], "fallbacks": [],
     "layers": [{"name": "a", "method": "wanda", "sparsity": 0.5, "bits": None}],
     "simulated": [], "removed": [], "narrowed": [], "seconds": 1.26,
-    "bytes": 75, "bytes_dense": 100,
+    "bytes": 75, "bytes_dense": 100, "format": "", "bits": None,
 }  # fmt: skip
 
 

@@ -168,6 +168,20 @@ def read_headers(name: str, folder: Path, weights: Sequence[str]) -> tuple[int, 
     return parameters, size, DTYPES.get(most)
 
 
+def tensors(name: str, folder: Path, weights: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Return the dtype, such as `F16`, and the bytes of each tensor in safetensors files.
+
+    Raises:
+        ModelError: a file is cut off or is no safetensors file.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for file in weights:
+        for key, entry in _header(name, folder / file).items():
+            begin, end = entry["data_offsets"]
+            found[key] = entry["dtype"], end - begin
+    return found
+
+
 def digest(folder: Path, files: Sequence[str]) -> str:
     """Return a digest over the names and contents of files; several are read at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets go of the interpreter lock

@@ -1,4 +1,4 @@
-"""Finding and loading a model: a folder, or an id on the Hugging Face hub.
+"""Finding and loading a model: a folder, a GGUF file, or an id on the Hugging Face hub.
 
 `inspect` looks without loading a weight, so that a wrong name or a broken folder is known before
 anything else happens; `load` gives a back end that can be asked. A folder that exists wins over a
@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capcheck.backends import checkpoint
+from capcheck.backends import checkpoint, gguf
+from capcheck.backends.formats import FORMATS, Format, check_device, check_format, method_of
 from capcheck.backends.memory import DTYPE_BYTES, Memory, check_memory, memory_needed
 from capcheck.errors import ModelError, UsageError
 
@@ -54,6 +55,7 @@ class ModelInfo:
         bytes: of its weights, as stored.
         dtype: of its weights, such as `bfloat16`.
         note: what the user should know, such as that the hub was away and the cache is used.
+        bits: bits a weight takes in the matrices of the blocks, where that was found already.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelInfo:
     bytes: int
     dtype: str
     note: str = ""
+    bits: float | None = None
 
     @property
     def model_type(self) -> str:
@@ -72,9 +75,25 @@ class ModelInfo:
         return str(self.config["model_type"])
 
     @property
+    def format(self) -> Format | None:
+        """The format that the weights are packed in; None where they are plain."""
+        return FORMATS.get(method_of(self.config) or "")
+
+    @property
     def quantized(self) -> bool:
-        """Whether the weights are stored packed."""
-        return "quantization_config" in self.config
+        """Whether the weights stay packed in memory."""
+        return self.format is not None and not self.format.plain
+
+    @property
+    def gguf(self) -> str | None:
+        """The name of the GGUF file that holds everything; None where there is none."""
+        return next((file for file in self.files if file.endswith(".gguf")), None)
+
+    def tensors(self) -> dict[str, tuple[str, int]]:
+        """Return the dtype and the bytes of each tensor, of safetensors files that are there."""
+        assert self.folder is not None
+        weights = [file for file in self.files if file.endswith(".safetensors")]
+        return checkpoint.tensors(self.name, self.folder, weights)
 
     @cached_property
     def digest(self) -> str:
@@ -94,13 +113,14 @@ def inspect(
     """Find a model and check everything that can be checked without loading its weights.
 
     Args:
-        name: a folder, a hub id, or `reference`, the embedded model.
+        name: a folder, a GGUF file, a hub id, or `reference`, the embedded model.
         revision: a branch, tag or commit on the hub.
         trust_remote_code: whether code from the repository may run when it is loaded.
 
     Raises:
         ModelError: there is no such model, it is no causal language model, it is incomplete or
-            damaged, or the hub cannot be reached.
+            damaged, or the hub cannot be reached; its weights are in a format that is not known
+            or whose package is not installed.
         UsageError: a revision is given for a folder.
     """
     path = REFERENCE if name == "reference" else Path(name).expanduser()
@@ -109,15 +129,20 @@ def inspect(
             "this version of capcheck carries no reference model; "
             "give a folder or a hub id with --model=NAME"
         )
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         if revision is not None:
-            what = "the embedded model" if path is REFERENCE else "a folder"
+            what = "a folder" if path.is_dir() else "a file"
+            what = "the embedded model" if path is REFERENCE else what
             raise UsageError(
                 f"{name} is {what} and has no revision {revision!r}; leave the revision out"
             )
-        return _inspect_folder(name, path, None, trust_remote_code)
+        if path.is_dir():
+            return _inspect_folder(name, path, None, trust_remote_code)
+        return _inspect_gguf(name, path)
     if path.exists():
-        raise ModelError(f"{name} is a file; give the folder that holds config.json")
+        raise ModelError(
+            f"{name} is a file; give the folder that holds config.json, or a GGUF file"
+        )
     if (
         name.startswith((".", "~", os.sep))
         or name.count("/") != name.strip("/").count("/")
@@ -191,8 +216,9 @@ def prepare(
     device = loading.choose_device(device)
     dtype = loading.choose_dtype(dtype, info.dtype, device)
     tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
-    check_memory(info, dtype, device, tokens, models)
+    check_device(name, info.format, device)
     prepared = loading.Prepared(info, device, dtype, tokens, trust_remote_code, chat)
+    check_memory(prepared.sized, dtype, device, tokens, models)
     if chat == "on":
         _ = prepared.chat  # that there is one is known now
     return prepared
@@ -225,6 +251,10 @@ def _inspect_folder(
     name: str, folder: Path, commit: str | None, trust_remote_code: bool, note: str = ""
 ) -> ModelInfo:
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if not any(file.endswith(".safetensors") for file in files):
+        file = gguf.file_in(name, folder)
+        if file is not None:
+            return _inspect_gguf(name, file)
 
     def read(file: str) -> bytes:
         return (folder / file).read_bytes()
@@ -232,11 +262,28 @@ def _inspect_folder(
     config = checkpoint.read_config(name, files, read)
     checkpoint.check_architecture(name, config, trust_remote_code)
     weights = checkpoint.weight_files(name, files, read)
+    check_format(name, config)
     checkpoint.check_tokenizer(name, files)
     parameters, size, stored = checkpoint.read_headers(name, folder, weights)
     needed = _needed(files, weights, trust_remote_code)
     dtype = _dtype(config, stored)
     return ModelInfo(name, folder, commit, config, needed, parameters, size, dtype, note)
+
+
+def _inspect_gguf(name: str, file: Path) -> ModelInfo:
+    found = gguf.read(name, file)
+    checkpoint.check_architecture(name, found.config, False)
+    return ModelInfo(
+        name,
+        file.parent,
+        None,
+        found.config,
+        (file.name,),
+        found.parameters,
+        found.bytes,
+        "float32",
+        bits=found.bits,
+    )
 
 
 def _inspect_remote(name: str, revision: str | None, trust_remote_code: bool) -> ModelInfo:
@@ -253,6 +300,7 @@ def _inspect_remote(name: str, revision: str | None, trust_remote_code: bool) ->
     config = checkpoint.read_config(name, files, read)
     checkpoint.check_architecture(name, config, trust_remote_code)
     weights = checkpoint.weight_files(name, files, read)
+    check_format(name, config)
     checkpoint.check_tokenizer(name, files)
     size = sum(found.sizes[file] for file in weights)
     dtype = _dtype(config, None)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CompressedTensorsConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from capcheck.backends.chat import Chat, Wanted, chat_of
 from capcheck.backends.encoding import Encoder
@@ -25,6 +18,7 @@ from capcheck.backends.forward import context_length, quiet
 from capcheck.backends.hf import HFBackend
 from capcheck.backends.hub import ModelInfo, fetch
 from capcheck.backends.identity import describe
+from capcheck.backends.unpacking import check_scales, read, unpacked
 from capcheck.errors import ModelError, UsageError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -55,7 +49,7 @@ class Prepared:
         """The tokenizer. Of a hub model, its small files are downloaded."""
         info = fetch(self.info, weights=False)
         assert info.folder is not None
-        return read_tokenizer(info.name, info.folder, self.trust_remote_code)
+        return read_tokenizer(info.name, info.folder, self.trust_remote_code, info.gguf)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -92,8 +86,7 @@ class Prepared:
         """
         info = fetch(self.info, weights=True, trust_remote_code=self.trust_remote_code)
         assert info.folder is not None
-        model = read_model(info.name, info.folder, self.device, self.dtype, self.trust_remote_code)
-        return self.asking(model)
+        return self.asking(read_model(info, self.device, self.dtype, self.trust_remote_code))
 
     def asking(self, model: Any, **identity: Any) -> HFBackend:
         """Return a back end that asks a model just as this one is asked when it is loaded.
@@ -125,11 +118,47 @@ class Prepared:
         with quiet(), accelerate.init_empty_weights(include_buffers=True):
             try:
                 config = AutoConfig.from_pretrained(
-                    info.folder, local_files_only=True, trust_remote_code=trust
+                    info.folder,
+                    local_files_only=True,
+                    trust_remote_code=trust,
+                    **({"gguf_file": info.gguf} if info.gguf else {}),
                 )
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
             except Exception as error:
                 raise _cannot("built", info.name, error) from error
+
+    @cached_property
+    def bits(self) -> float | None:
+        """Bits a weight takes in the files, scales and zero points included.
+
+        Of the linear layers but the head; None where the weights are plain. Of a hub model, the
+        weights are downloaded.
+        """
+        if self.info.format is None or self.info.bits is not None:
+            return self.info.bits
+        info = fetch(self.info, weights=True, trust_remote_code=self.trust_remote_code)
+        head = self.empty.get_output_embeddings()
+        sizes = {
+            name: module.weight.numel()
+            for name, module in self.empty.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+        stored: dict[str, int] = {}
+        for key, (_, size) in info.tensors().items():
+            place = key.rpartition(".")[0]
+            while place and place not in sizes:  # a scale of `x.weight` may be `x.weight.scale`
+                place = place.rpartition(".")[0]
+            if place and key != f"{place}.bias":
+                stored[place] = stored.get(place, 0) + size
+        weights = sum(sizes[place] for place in stored)
+        return 8 * sum(stored.values()) / weights if weights else None
+
+    @property
+    def sized(self) -> ModelInfo:
+        """What is known of it, with as many parameters as it will have in memory."""
+        if self.info.format is None or self.info.quantized:
+            return self.info
+        return replace(self.info, parameters=sum(p.numel() for p in self.empty.parameters()))
 
     @property
     def _vocabulary(self) -> int:
@@ -178,67 +207,38 @@ def choose_dtype(dtype: str, checkpoint: str, device: str) -> str:
     return dtype
 
 
-def read_model(name: str, folder: Path, device: str, dtype: str, trust_remote_code: bool) -> Any:
-    """Return the model of a folder in evaluation mode on a device.
+def read_model(info: ModelInfo, device: str, dtype: str, trust_remote_code: bool) -> Any:
+    """Return a model whose files are there, in evaluation mode on a device.
 
     Raises:
         ModelError: it cannot be loaded, or its weights are not exactly those of its configuration.
     """
+    name = info.name
+    check_scales(info)
     with quiet():
-        options = _unpacking(name, folder)
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, and refused below
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                **options,
-            )
+            model, report = read(info, device, dtype, trust_remote_code)
+        except ModelError:
+            raise
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(name, device) from error
         except Exception as error:
-            raise _cannot("loaded", name, error) from error
-    shapes = {key: f"{tuple(a)} for {tuple(b)}" for key, a, b in report["mismatched_keys"]}
-    _refuse(name, report["missing_keys"], "missing, and would be random numbers")
-    _refuse(name, [f"{key} {shape}" for key, shape in shapes.items()], "of another shape")
-    _refuse(name, report["unexpected_keys"], "without a place in the model")
-    _refuse(name, report.get("error_msgs", ()), "not readable")
-    try:
-        return model.eval().to(device)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{name} does not fit on {device}; free memory there, or use another device "
-            "(--capcheck-device) or dtype (--capcheck-dtype=bfloat16)"
-        ) from error
+            raise _cannot("loaded", name, error, info) from error
+        shapes = {key: f"{tuple(a)} for {tuple(b)}" for key, a, b in report["mismatched_keys"]}
+        _refuse(name, report["missing_keys"], "missing, and would be random numbers")
+        _refuse(name, [f"{key} {shape}" for key, shape in shapes.items()], "of another shape")
+        _refuse(name, report["unexpected_keys"], "without a place in the model")
+        _refuse(name, report.get("error_msgs", ()), "not readable")
+        try:
+            return unpacked(model, info).eval().to(device)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(name, device) from error
 
 
-def _unpacking(name: str, folder: Path) -> dict[str, Any]:
-    """Return how a packed checkpoint is loaded, as arguments of `from_pretrained`.
-
-    Weights in the layout of compressed-tensors are dequantized while they are read. Left packed,
-    those with a zero point have no place to go to in transformers 5.23 with compressed-tensors
-    0.20, and the others would be unpacked at the first question.
-
-    Raises:
-        ModelError: compressed-tensors is not installed.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    packing = config.get("quantization_config")
-    if not isinstance(packing, dict) or packing.get("quant_method") != "compressed-tensors":
-        return {}
-    if find_spec("compressed_tensors") is None:
-        raise ModelError(
-            f"the weights of {name} are in the layout of compressed-tensors, a package that is not "
-            "installed: "
-            'pip install "capcheck[packed]"'
-        )
-    # The older of two names for dequantize=True; both versions know it.
-    return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
-
-
-def read_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any:
-    """Return the tokenizer of a folder.
+def read_tokenizer(
+    name: str, folder: Path, trust_remote_code: bool, gguf: str | None = None
+) -> Any:
+    """Return the tokenizer of a folder, or of a GGUF file in it.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -246,7 +246,10 @@ def read_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any:
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
+                folder,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                **({"gguf_file": gguf} if gguf else {}),
             )
         except Exception as error:
             raise _cannot("given its tokenizer", name, error) from error
@@ -261,11 +264,19 @@ def _refuse(name: str, keys: Collection[str], why: str) -> None:
         )
 
 
-def _cannot(what: str, name: str, error: Exception) -> ModelError:
+def _too_large(name: str, device: str) -> ModelError:
+    return ModelError(
+        f"{name} does not fit on {device}; free memory there, or use another device "
+        "(--capcheck-device) or dtype (--capcheck-dtype=bfloat16)"
+    )
+
+
+def _cannot(what: str, name: str, error: Exception, info: ModelInfo | None = None) -> ModelError:
     reason = " ".join(str(error).split())
     if len(reason) > 300:
         reason = reason[:300] + "…"
+    packed = f" from the format {info.format.title}" if info and info.format else ""
     return ModelError(
-        f"{name} cannot be {what} ({type(error).__name__}: {reason}); check its files, "
+        f"{name} cannot be {what}{packed} ({type(error).__name__}: {reason}); check its files, "
         "or try it with transformers alone"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub as hub
 from huggingface_hub import errors
 
-from capcheck.errors import ModelError
+from capcheck.errors import ModelError, nearest
 
 SECONDS = 15.0  # to wait for the hub's first answer
 
@@ -97,6 +97,7 @@ def _unreachable(error: Exception) -> bool:
 @contextmanager
 def _explained(name: str, revision: str | None) -> Iterator[None]:
     """Turn every error of the hub's client into one sentence and a remedy."""
+    meant = nearest(name, ["reference"])  # the one name that is no folder and no id
     try:
         yield
     except ModelError:
@@ -108,7 +109,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"there is no folder {name!r} and no such model on the hub; correct the name, "
+            f"there is no folder {name!r}{meant} and no such model on the hub; correct the name, "
             "or log in (hf auth login) if it is private"
         ) from error
     except errors.RevisionNotFoundError as error:
@@ -121,7 +122,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise ModelError(
-            f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, "
+            f"{name}{meant} is not in the local cache and HF_HUB_OFFLINE is set; unset it, "
             "or give a folder"
         ) from error
     except Exception as error:
@@ -129,6 +130,6 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
             first = str(error).strip().partition("\n")[0]
             raise ModelError(f"the hub refused {name}: {first}; try again later") from error
         raise ModelError(
-            f"there is no folder {name!r}, and the hub cannot be reached to look for a model of "
-            f"that name ({type(error).__name__}); check the network, or give a folder"
+            f"there is no folder {name!r}{meant}, and the hub cannot be reached to look for a "
+            f"model of that name ({type(error).__name__}); check the network, or give a folder"
         ) from error

@@ -93,10 +93,12 @@ def _compression(log: JSON) -> list[str]:
         return []
     final = {layer["name"]: layer for layer in log["layers"]}
     bits = [layer["bits"] for layer in final.values() if layer["bits"] is not None]
+    bits += [log["bits"]] if log["bits"] is not None else []
     gone = len(log["removed"])
     parts = [f"{gone} block{'s' if gone > 1 else ''} removed"] if gone else []
     widths = [_narrower(log["narrowed"], unit) for unit in ("heads", "channels")]
     parts += [" and ".join(filter(None, widths)) + " removed"] if any(widths) else []
+    parts += [log["format"]] if log["format"] else []
     parts += [f"{len(final)} matrices"] if final else []
     whole = {method for method, found in METHODS.items() if found.kind == "widths"}
     if any(layer["bits"] is None and layer["method"] not in whole for layer in log["layers"]):

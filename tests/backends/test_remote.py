@@ -59,6 +59,19 @@ def test_the_hubs_errors_are_one_sentence_each(monkeypatch, empty_cache, error, 
     refused(lambda: inspect("org/name", "v9"), match)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(errors.RepositoryNotFoundError, 404),
+        errors.OfflineModeIsEnabled("off"),
+        TimeoutError(),
+    ],
+)
+def test_a_slip_in_the_name_of_the_embedded_model(monkeypatch, empty_cache, error):
+    hub_raises(monkeypatch, error)
+    refused(lambda: inspect("referense"), r"did you mean 'reference'\?")
+
+
 def test_a_name_that_cannot_be_an_id(empty_cache):
     refused(lambda: inspect("org/na me"), "neither a folder that exists nor a hub id")
 

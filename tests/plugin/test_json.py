@@ -24,6 +24,8 @@ LOG = {
     "seconds",
     "bytes_dense",
     "bytes",
+    "format",
+    "bits",
 }
 
 
