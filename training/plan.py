@@ -185,9 +185,9 @@ PLAN: tuple[Phase, ...] = (
         [Sequences(0.95, 16, 256, _PROSE), Sequences(0.05, 4, 1024, _LONGEST)],
         (0.3, 0.0),
     ),
-    # Values of every kind are copied before passages ask for them. What it takes to tell whose value
-    # is meant is learnt at high rates, for one kind of value after the other, objects' last; then
-    # facts are learnt again, which is quick.
+    # Values of every kind are copied before passages ask for them. To tell whose value is meant is
+    # learnt at high rates, for one kind of value after the other, objects' last; then facts are
+    # learnt again, which is quick.
     Phase(
         650, [Sequences(0.95, 16, 256, _COPIES), Sequences(0.05, 4, 1024, _LONGEST)], (0.4, 0.28)
     ),
