@@ -7,7 +7,7 @@ it is. Methods work where they find a weight and its statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -46,31 +46,8 @@ class Visits:
 
         Their weights may be changed or replaced there; they are brought home with the changes.
         """
-        if not self.needed:
+        with self._visiting(modules, by_call=False):
             yield
-            return
-
-        # Functions, not methods: a copy of a module has its hooks, and not a copy of all this.
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            return self.send(args), self.send(kwargs)
-
-        def leave(module: nn.Module, args: Any, out: Any) -> Any:
-            return self.bring(out)
-
-        handles = []
-        try:
-            for module in modules:
-                self.move(module, self.device)
-                handles += [
-                    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
-                    module.register_forward_hook(leave, prepend=True),
-                ]
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module in modules:
-                self.move(module, self.home)
 
     @contextmanager
     def of_holders(self, parameter: nn.Parameter) -> Iterator[None]:
@@ -86,21 +63,31 @@ class Visits:
     @contextmanager
     def passing(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Have each module on the accelerator for as long as its own forward runs."""
+        with self._visiting(list(modules), by_call=True):
+            yield
+
+    @contextmanager
+    def _visiting(self, modules: Sequence[nn.Module], *, by_call: bool) -> Iterator[None]:
         if not self.needed:
             yield
             return
 
+        # Functions, not methods: a copy of a module has its hooks, and not a copy of all this.
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            self.move(module, self.device)
+            if by_call:
+                self.move(module, self.device)
             return self.send(args), self.send(kwargs)
 
         def leave(module: nn.Module, args: Any, out: Any) -> Any:
-            self.move(module, self.home)
+            if by_call:
+                self.move(module, self.home)
             return self.bring(out)
 
         handles = []
         try:
             for module in modules:
+                if not by_call:
+                    self.move(module, self.device)
                 handles += [
                     module.register_forward_pre_hook(enter, with_kwargs=True),
                     module.register_forward_hook(leave),

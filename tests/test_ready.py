@@ -19,6 +19,19 @@ from tests.tiny import save, tiny_model, tiny_tokenizer
 PAIRS = [("The cat sat on the mat and", " looked at the old dog"), ("Paris,", " said the bird")]
 
 
+MAT = """
+from capcheck import choices
+
+ROWS = [
+    {"prompt": f"The cat number {i} sat on", "choices": [" the mat", " Paris"], "answer": 0}
+    for i in range(40)
+]
+
+def test_mat(capability):
+    assert capability(choices(ROWS, name="mat")).retention >= 0.01
+"""
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     return save(tmp_path_factory.mktemp("dense"), tiny_model("llama"), tiny_tokenizer())
@@ -106,19 +119,7 @@ def test_it_stands_alone_and_is_no_step_of_compress(dense):
 
 
 def test_the_gate_on_a_checkpoint(pytester, dense, pruned):
-    pytester.makepyfile(
-        """
-        from capcheck import choices
-
-        ROWS = [
-            {"prompt": f"The cat number {i} sat on", "choices": [" the mat", " Paris"], "answer": 0}
-            for i in range(40)
-        ]
-
-        def test_mat(capability):
-            assert capability(choices(ROWS, name="mat")).retention >= 0.01
-        """
-    )
+    pytester.makepyfile(MAT)
     result = pytester.runpytest_subprocess(
         f"--model={dense}", f"--compress=load:'{pruned}'", f"--capcheck-json={dense}/../out.json",
         "--capcheck-store=none", "--suite=none",

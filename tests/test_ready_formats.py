@@ -13,7 +13,7 @@ from capcheck.backends import hub
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
 from tests import packed
-from tests.test_ready import PAIRS, loading, models
+from tests.test_ready import MAT, PAIRS, loading, models
 from tests.tiny import save, tiny_model, tiny_tokenizer
 
 # Widths that 32 divides, of keys and values too; one of 32, half a block of bitsandbytes.
@@ -212,19 +212,7 @@ def test_mxfp4(tmp_path):
 
 def test_a_gate_names_the_format(pytester, dense, tmp_path):
     folder = packed.write(dense, tmp_path / "fp8", "fp8")
-    pytester.makepyfile(
-        """
-        from capcheck import choices
-
-        ROWS = [
-            {"prompt": f"The cat number {i} sat on", "choices": [" the mat", " Paris"], "answer": 0}
-            for i in range(40)
-        ]
-
-        def test_mat(capability):
-            assert capability(choices(ROWS, name="mat")).retention >= 0.01
-        """
-    )
+    pytester.makepyfile(MAT)
     file = tmp_path / "out.json"
     result = pytester.runpytest_subprocess(
         f"--model={dense}", f"--compress=load:'{folder}'", f"--capcheck-json={file}",

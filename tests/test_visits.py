@@ -88,12 +88,16 @@ def test_what_is_there_at_once_does_not_depend_on_the_blocks(recipe, monkeypatch
     assert peaks[0] >= size
 
 
-@pytest.mark.parametrize("count", [4, 32])
-def test_what_is_there_at_once_does_not_depend_on_the_samples(count, monkeypatch):
-    ids, dense = token_ids(count, 12), tiny_model("llama")
-    with pretended(monkeypatch, dense) as accelerator:
-        compress(dense, "gptq:4", calibration=ids, device="pretended")
-    assert accelerator.peak < 260_000
+def test_what_is_there_at_once_does_not_depend_on_the_samples(monkeypatch):
+    peaks = []
+    for count in (4, 32):
+        ids, dense = token_ids(count, 12), tiny_model("llama")
+        with pretended(monkeypatch, dense) as accelerator:
+            accelerator.tag(ids, False)
+            compress(dense, "gptq:4", calibration=ids, device="pretended")
+        peaks.append(accelerator.peak)
+    # Less than the hidden states of one sequence, [12, 32] in float32.
+    assert abs(peaks[1] - peaks[0]) < 12 * 32 * 4, peaks
 
 
 def test_an_error_brings_everything_home(monkeypatch):
