@@ -126,7 +126,7 @@ _BINDING = {
     "needles": 0.02,
     "reports": 0.04,
 }
-_LAST = {
+_SETTLING = {
     "copying": 0.03,
     "triples": 0.04,
     "questions": 0.26,
@@ -149,7 +149,7 @@ _OBJECTS = {
     "needles": 0.02,
     "reports": 0.04,
 }
-_END = {
+_LAST = {
     "copying": 0.02,
     "triples": 0.03,
     "questions": 0.28,
@@ -194,11 +194,13 @@ PLAN: tuple[Phase, ...] = (
     Phase(
         1200, [Sequences(0.97, 16, 256, _BINDING), Sequences(0.03, 4, 1024, _LONGEST)], (0.7, 0.7)
     ),
-    Phase(1900, [Sequences(0.95, 16, 256, _LAST), Sequences(0.05, 4, 1024, _LONGEST)], (0.6, 0.0)),
+    Phase(
+        1900, [Sequences(0.95, 16, 256, _SETTLING), Sequences(0.05, 4, 1024, _LONGEST)], (0.6, 0.0)
+    ),
     Phase(
         600, [Sequences(0.97, 16, 256, _OBJECTS), Sequences(0.03, 4, 1024, _LONGEST)], (0.6, 0.6)
     ),
-    Phase(1200, [Sequences(0.95, 16, 256, _END), Sequences(0.05, 4, 1024, _LONGEST)], (0.5, 0.0)),
+    Phase(1200, [Sequences(0.95, 16, 256, _LAST), Sequences(0.05, 4, 1024, _LONGEST)], (0.5, 0.0)),
 )
 
 
