@@ -1,9 +1,8 @@
 """The other side of `compress.py`: llm-compressor (0.14.0), in an environment that has it.
 
 Settings are those of a recipe of ours, with the other package's names. What differs for good: its
-symmetric grid has the level -2^(bits-1) too and a scale of max|w| / (2^bits - 1) * 2, and `gptq`
-without `actorder` has the grids of the weights as they were, where ours are fitted to the weights
-as the columns before them left them. Asymmetric grids, and with `actorder` the order, are alike.
+`gptq` without `actorder` has the grids of the weights as they were, where ours are fitted to the
+weights as the columns before them left them. Grids, and with `actorder` the order, are alike.
 """
 
 from __future__ import annotations

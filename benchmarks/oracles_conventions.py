@@ -20,16 +20,15 @@ from capcheck.methods import gptq, grid, hqq, rtn, solved, sparsegpt, w8a8, wand
 from capcheck.methods.sparsity import keep_rows
 
 
-def _every_level(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> grid.Grid:
-    if not symmetric:
-        return grid.fit(groups, bits, symmetric, dtype)
-    top = 2 ** (bits - 1)
-    scale = (groups.abs().amax(-1, keepdim=True) / (top - 0.5)).to(dtype).to(groups.dtype)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return grid.Grid(scale, torch.zeros_like(scale), -top, top - 1)
+def _every_level(
+    groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, *, narrow: bool
+) -> grid.Grid:
+    return grid.fit(groups, bits, symmetric, dtype)
 
 
-def _each_sign(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> grid.Grid:
+def _each_sign(
+    groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, *, narrow: bool
+) -> grid.Grid:
     if not symmetric:
         return grid.fit(groups, bits, symmetric, dtype)
     top = 2 ** (bits - 1)
@@ -37,11 +36,6 @@ def _each_sign(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -
     scale = torch.maximum(-low / top, high / (top - 1)).to(dtype).to(groups.dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return grid.Grid(scale, torch.zeros_like(scale), -top, top - 1)
-
-
-def _largest_below(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> grid.Grid:
-    found = grid.fit(groups, bits, symmetric, dtype)
-    return grid.Grid(found.scale, found.zero, found.low - 1, found.high) if symmetric else found
 
 
 class _Before(gptq._Rounder):
@@ -97,9 +91,8 @@ def _mask_alone(weight: Tensor, statistic: Any, step: Any, name: str) -> solved.
 _solve = sparsegpt.solve
 Patch = tuple[Any, str, Callable[..., Any]]
 CONVENTIONS: Mapping[str, tuple[Patch, ...]] = {
-    "levels -8..7, scale max/7.5": tuple((m, "fit", _every_level) for m in (gptq, rtn, w8a8)),
-    "levels -8..7, scale of each sign": tuple((m, "fit", _each_sign) for m in (gptq, rtn, w8a8)),
-    "levels -8..7, scale max/7": tuple((m, "fit", _largest_below) for m in (gptq, rtn, w8a8)),
+    "levels -128..127, scale max/127.5": ((w8a8, "fit", _every_level),),
+    "scale of each sign": ((rtn, "fit", _each_sign),),
     "grids fitted before any column": ((gptq, "_Rounder", _Before),),
     "grids fitted when 128 columns begin": ((gptq, "_Rounder", _AtBlocks),),
     "one weight more in each block": ((sparsegpt, "keep_rows", _one_more),),
@@ -110,7 +103,7 @@ CONVENTIONS: Mapping[str, tuple[Patch, ...]] = {
     "weights that stay are not changed": ((sparsegpt, "solve", _mask_alone),),
     "last zero point, one stop for all": ((hqq, "quantize", _as_published),),
 }
-"""What is exchanged in ours, by the convention's name (for 4 bits; other widths alike)."""
+"""What is exchanged in ours, by the convention's name."""
 
 
 @contextmanager
@@ -146,7 +139,6 @@ def _gptq(symmetric: bool, actorder: bool) -> str:
     )
 
 
-EVERY_LEVEL = "levels -8..7, scale max/7.5"
 BEFORE = "grids fitted before any column"
 AT_BLOCKS = "grids fitted when 128 columns begin"
 
@@ -154,10 +146,10 @@ CASES: dict[str, list[Case]] = {
     "llmcompressor": [
         Case("sparsegpt:0.5", conventions=("one weight more in each block",)),
         *(Case(recipe) for recipe in ("sparsegpt:2:4", "wanda:0.5", "wanda:2:4", "magnitude:0.5")),
-        Case("rtn:4,group=GROUP", conventions=(EVERY_LEVEL,)),
+        Case("rtn:4,group=GROUP"),
         Case("rtn:4,group=GROUP,symmetric=false"),
-        Case(_gptq(True, False), conventions=(EVERY_LEVEL, BEFORE)),
-        Case(_gptq(True, True), conventions=(EVERY_LEVEL,)),
+        Case(_gptq(True, False), conventions=(BEFORE,)),
+        Case(_gptq(True, True)),
         Case(_gptq(False, False), conventions=(BEFORE,)),
         Case(_gptq(False, True)),
         Case("awq:4,group=GROUP"),
@@ -168,8 +160,8 @@ CASES: dict[str, list[Case]] = {
             for bits in (4, 8)
             for asked, mapping, conventions in (
                 (",symmetric=false", "ASYMMETRIC", ()),
-                ("", "SYMMETRIC", (EVERY_LEVEL,)),
-                ("", "SYMMETRIC_NO_CLIPPING_ERR", ("levels -8..7, scale of each sign",)),
+                ("", "SYMMETRIC", ()),
+                ("", "SYMMETRIC_NO_CLIPPING_ERR", ("scale of each sign",)),
             )
         ),
         *(
@@ -178,7 +170,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("wanda:0.5", conventions=("norms squared, over the layer",), alone=True),
         Case("wanda:2:4", conventions=("norms squared, over the layer",), alone=True),
-        Case("w8a8", conventions=(EVERY_LEVEL,)),
+        Case("w8a8", conventions=("levels -128..127, scale max/127.5",)),
         Case("fp8"),
         Case("fp8", {"by": "primitives"}),
     ],
@@ -187,9 +179,9 @@ CASES: dict[str, list[Case]] = {
         for bits in (3, 4, 8)
     ],
     "gptqmodel": [
-        Case(_gptq(True, False), conventions=(EVERY_LEVEL, AT_BLOCKS), alone=True),
+        Case(_gptq(True, False), conventions=(AT_BLOCKS,), alone=True),
         Case(_gptq(False, False), conventions=(AT_BLOCKS,), alone=True),
-        Case(_gptq(True, True), {"static_groups": True}, (EVERY_LEVEL,), alone=True),
+        Case(_gptq(True, True), {"static_groups": True}, alone=True),
         Case(_gptq(False, True), {"static_groups": True}, alone=True),
     ],
     "modelopt": [

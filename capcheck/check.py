@@ -40,6 +40,11 @@ def check(recipe: Recipe, model: PreTrainedModel) -> None:
             pruned = pruned or str(step)  # what is gone as a whole cannot come back
         _check_place(step, recipe)
         _check_allocation(step)
+        if step.get("narrow") and not step["symmetric"]:
+            raise UsageError(
+                f"step {str(step)!r}: narrow=true is of grids without a zero point; leave out "
+                "narrow or symmetric=false"
+            )
         if step.signature.kind == "blocks":
             _check_blocks(step, recipe, model)
         elif step.signature.kind == "widths":

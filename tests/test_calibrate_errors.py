@@ -44,6 +44,8 @@ def test_recipes_that_do_nothing_or_contradict_are_refused():
         compress(model, "magnitude:0.01,scope=row")
     with pytest.raises(UsageError, match="scope=global means nothing"):
         compress(model, "magnitude:2:4,scope=global")
+    with pytest.raises(UsageError, match="narrow=true is of grids without a zero point"):
+        compress(model, "rtn:4,narrow=true,symmetric=false")
     for block in model.model.layers:
         for name in ("self_attn", "mlp"):
             setattr(block, name, nn.Identity())

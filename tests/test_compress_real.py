@@ -54,8 +54,8 @@ def perplexity(recipe):
     ("recipe", "ratio"),
     [
         ("rtn:8", 1.0002),
-        ("rtn:4", 1.17),
-        ("rtn:3", 6.5),
+        ("rtn:4,narrow=true", 1.17),
+        ("rtn:3,narrow=true", 6.5),
         ("magnitude:0.5,scope=layer", 10.9),
         ("wanda:0.5", 5.1),
     ],

@@ -64,7 +64,7 @@ def test_every_expert_is_measured_by_what_it_is_given(architecture, implementati
 
 
 @pytest.mark.parametrize("architecture", MIXTURES)
-@pytest.mark.parametrize("recipe", ["sparsegpt:2:4", "gptq:3,group=8"])
+@pytest.mark.parametrize("recipe", ["sparsegpt:2:4", "gptq:3,group=8,symmetric=false"])
 def test_an_expert_is_solved_as_a_matrix_of_its_own(architecture, recipe):
     """In the first block, where what enters is that of the dense model."""
     model = tiny(architecture)

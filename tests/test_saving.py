@@ -26,6 +26,7 @@ PACKED = [
     "rtn:4",
     "rtn:2,group=8",
     "rtn:3,symmetric=false",
+    "rtn:3,narrow=true",
     "rtn:8,group=4,symmetric=false",
     "gptq:4,group=8,n=2,length=16",
     "gptq:4,group=8,actorder=true,symmetric=false,n=2,length=16",

@@ -94,6 +94,7 @@ _CALIBRATION: dict[str, Key] = {
 _GRID: dict[str, Key] = {
     "group": Key(int, 0, "weights that share a scale; 0: a whole row", low=0),
     "symmetric": Key(bool, True, "no zero point"),
+    "narrow": Key(bool, False, "symmetric: as many levels below zero as above it"),
 }
 _DAMP: dict[str, Key] = {
     "damp": Key(float, 0.01, "added to the Hessian, as a share of its mean diagonal", low=1e-8),

@@ -33,7 +33,7 @@ def solve(weight: Tensor, statistic: Hessian | None, step: Step, name: str) -> S
     Args:
         weight: [outputs, inputs], any floating dtype.
         statistic: the Hessian of the inputs. None: the identity, which is rounding to nearest.
-        step: its bits, `group`, `symmetric`, `actorder` and `damp`.
+        step: its bits, `group`, `symmetric`, `narrow`, `actorder` and `damp`.
         name: the weight's dotted name, for the messages.
 
     Raises:
@@ -98,7 +98,8 @@ class _Rounder:
     def _fit(self, columns: Tensor) -> Grid:
         """Return the grid of one group's columns, [group, outputs], shaped [outputs]."""
         assert self._step.bits is not None
-        grid = fit(columns.T, self._step.bits, bool(self._step["symmetric"]), self._dtype)
+        symmetric, narrow = bool(self._step["symmetric"]), bool(self._step["narrow"])
+        grid = fit(columns.T, self._step.bits, symmetric, self._dtype, narrow=narrow)
         return Grid(grid.scale.squeeze(-1), grid.zero.squeeze(-1), grid.low, grid.high)
 
 

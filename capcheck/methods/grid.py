@@ -1,8 +1,10 @@
 """The uniform grid that quantized weights lie on, shared by all methods that have one.
 
-    symmetric    scale = max|w| / (2^(b-1) - 1), so that the largest weight, of either sign, lies on
-                 the grid; levels -(2^(b-1) - 1) … 2^(b-1) - 1. The one level that remains of a
-                 two's-complement integer, -2^(b-1), is never used: 3 bits have 7 levels, 2 bits 3.
+    symmetric    scale = max|w| / (2^(b-1) - 1/2); levels -2^(b-1) … 2^(b-1) - 1, all 2^b of a
+                 two's-complement integer. The largest weight lies half a step off the last level,
+                 whatever its sign, which is as far as any weight may be off.
+    narrow       symmetric, without the level -2^(b-1): scale = max|w| / (2^(b-1) - 1), so that the
+                 largest weight is kept as it is; 4 bits have 15 levels.
     asymmetric   scale = (max - min) / (2^b - 1) over the weights and 0, with an integer zero point;
                  all 2^b levels.
 
@@ -51,7 +53,9 @@ def grouped(weight: Tensor, step: Step) -> Tensor:
     return wide.reshape(-1, int(step["group"]) or weight.shape[1])
 
 
-def fit(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Grid:
+def fit(
+    groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, *, narrow: bool = False
+) -> Grid:
     """Return the grid that covers each group of weights.
 
     Args:
@@ -59,11 +63,13 @@ def fit(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> Grid:
         bits: 2 to 8.
         symmetric: whether there is no zero point.
         dtype: the scale is rounded to it first, as a packed checkpoint would hold it.
+        narrow: whether a symmetric grid has as many levels below zero as above it.
     """
     if symmetric:
-        top = 2 ** (bits - 1) - 1
-        scale = _held(groups.abs().amax(-1, keepdim=True) / top, dtype)
-        return Grid(scale, torch.zeros_like(scale), -top, top)
+        half = 2 ** (bits - 1)
+        steps = half - 1 if narrow else half - 0.5  # that the largest weight is away from zero
+        scale = _held(groups.abs().amax(-1, keepdim=True) / steps, dtype)
+        return Grid(scale, torch.zeros_like(scale), 1 - half if narrow else -half, half - 1)
     top = 2**bits - 1
     low = groups.amin(-1, keepdim=True).clamp(max=0)
     high = groups.amax(-1, keepdim=True).clamp(min=0)

@@ -22,7 +22,7 @@ def quantize(weight: Tensor, step: Step) -> Tensor:
 
     Args:
         weight: [outputs, inputs], any floating dtype.
-        step: its bits (2 to 8), `group` (0 or a divisor of the inputs) and `symmetric`.
+        step: its bits (2 to 8), `group` (0 or a divisor of the inputs), `symmetric` and `narrow`.
 
     Returns:
         A tensor of the weight's shape and dtype.
@@ -41,4 +41,5 @@ def grid(weight: Tensor, step: Step) -> Grid:
 def _grid(weight: Tensor, step: Step) -> Grid:
     """Return the grid of groups [outputs * groups, size]."""
     assert step.bits is not None
-    return fit(grouped(weight, step), step.bits, bool(step["symmetric"]), weight.dtype)
+    symmetric, narrow = bool(step["symmetric"]), bool(step["narrow"])
+    return fit(grouped(weight, step), step.bits, symmetric, weight.dtype, narrow=narrow)

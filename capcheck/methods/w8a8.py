@@ -1,7 +1,8 @@
 """`w8a8`: 8-bit integers for weights and for what enters them, as integer kernels are served.
 
 Dettmers et al. 2022, arXiv 2208.07339, section 2.1 (vector-wise), without its outliers in 16 bits:
-weights have one scale an output, inputs one scale a token, found as they come; both symmetric.
+weights have one scale an output, inputs one scale a token, found as they come; both symmetric and
+narrow, as the paper and serving kernels have them.
 Simulated: the product of the rounded numbers is taken in the model's dtype, where an integer kernel
 would add up exactly.
 """
@@ -23,7 +24,7 @@ def quantize(weight: Tensor, step: Step) -> Tensor:
         step: the step of the recipe.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return fit(wide, 8, True, weight.dtype).round(wide).to(weight.dtype)
+    return fit(wide, 8, True, weight.dtype, narrow=True).round(wide).to(weight.dtype)
 
 
 def inputs(x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def inputs(x: Tensor) -> Tensor:
         x: [..., inputs], any floating dtype; the last dimension is one token's.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return fit(wide, 8, True, wide.dtype).round(wide).to(x.dtype)
+    return fit(wide, 8, True, wide.dtype, narrow=True).round(wide).to(x.dtype)
 
 
 def storage_bits(shape: tuple[int, int], step: Step) -> float:

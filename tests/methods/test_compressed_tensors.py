@@ -67,25 +67,16 @@ def test_asymmetric_grids_are_the_same(bits, group):
 
 @pytest.mark.parametrize("group", [0, 32])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_levels_are_the_same_on_one_scale(bits, group):
-    """What our grid holds theirs holds too: it has one level more, -2^(b-1), which we leave out."""
-    weight, args = weights(), arguments(bits, group, True)
-    grid = rtn.grid(weight, step(bits, group, True))
-    theirs = fake_quantize(weight, grid.scale, torch.zeros_like(grid.scale), args)
-    assert torch.equal(rtn.quantize(weight, step(bits, group, True)), theirs)
-
-
-@pytest.mark.parametrize("group", [0, 32])
-@pytest.mark.parametrize("bits", [3, 4, 8])
-def test_symmetric_scales_differ_by_the_level_that_is_left_out(bits, group):
-    """Theirs is max|w| / (2^(b-1) - 1/2), so that the largest weight of one sign is cut."""
+def test_symmetric_grids_are_the_same(bits, group):
     weight, args = weights(), arguments(bits, group, True)
     low, high = ends(weight, group)
-    scale, _ = calculate_qparams(low, high, args)
+    scale, zero = calculate_qparams(low, high, args)
     grid = rtn.grid(weight, step(bits, group, True))
     alive = high > low
-    top = 2 ** (bits - 1)
-    torch.testing.assert_close(grid.scale[alive] * (top - 1), scale[alive] * (top - 0.5))
+    torch.testing.assert_close(grid.scale[alive], scale[alive], rtol=1e-6, atol=0)
+    assert not grid.zero.any()
+    theirs = fake_quantize(weight, grid.scale, zero, args)
+    assert torch.equal(rtn.quantize(weight, step(bits, group, True)), theirs)
 
 
 def test_eight_bit_floats_are_the_same():

@@ -11,16 +11,21 @@ from capcheck.methods.rtn import quantize, storage_bits
 from capcheck.recipe import Recipe
 
 
-def step(bits, group=0, symmetric=True):
-    return Recipe.parse(f"rtn:{bits},group={group},symmetric={str(symmetric).lower()}").steps[0]
+def step(bits, group=0, symmetric=True, narrow=False):
+    text = f"rtn:{bits},group={group},symmetric={symmetric},narrow={narrow}"
+    return Recipe.parse(text.lower()).steps[0]
 
 
-def grid(row, bits, symmetric):
+def grid(row, bits, kind):
     """Every value that a row's weights may take, in Python floats."""
-    if symmetric:
+    if kind == "narrow":
         top = 2 ** (bits - 1) - 1
         scale = max(map(abs, row)) / top or 1.0
         return scale, [scale * q for q in range(-top, top + 1)]
+    if kind == "symmetric":
+        half = 2 ** (bits - 1)
+        scale = 2 * max(map(abs, row)) / (2**bits - 1) or 1.0
+        return scale, [scale * q for q in range(-half, half)]
     low, high = min([0.0, *row]), max([0.0, *row])
     scale = (high - low) / (2**bits - 1) or 1.0
     zero = round(-low / scale)
@@ -30,7 +35,7 @@ def grid(row, bits, symmetric):
 @settings(deadline=None, max_examples=200)
 @given(
     st.integers(2, 8),
-    st.booleans(),
+    st.sampled_from(["symmetric", "narrow", "zero point"]),
     st.lists(
         st.lists(
             st.sampled_from([-3.0, -1.1, -0.4, 0.0, 0.02, 0.7, 1.3, 9.0]), min_size=6, max_size=6
@@ -40,15 +45,15 @@ def grid(row, bits, symmetric):
     ),
     st.sampled_from([0, 2, 3]),
 )
-def test_nearest_level(bits, symmetric, rows, group):
+def test_nearest_level(bits, kind, rows, group):
     weight = torch.tensor(rows, dtype=torch.float64)
-    found = quantize(weight, step(bits, group, symmetric))
+    found = quantize(weight, step(bits, group, kind != "zero point", kind == "narrow"))
     assert found.dtype == torch.float64
     size = group or 6
     for old, new in zip(weight.tolist(), found.tolist(), strict=True):
         for start in range(0, 6, size):
             part = old[start : start + size]
-            scale, levels = grid(part, bits, symmetric)
+            scale, levels = grid(part, bits, kind)
             for w, q in zip(part, new[start : start + size], strict=True):
                 assert min(abs(q - level) for level in levels) < 1e-9 * scale  # on the grid
                 assert abs(w - q) <= min(abs(w - level) for level in levels) + 1e-9 * scale
@@ -74,12 +79,28 @@ def test_half_precision_has_a_scale_of_its_dtype(dtype, symmetric):
     found = quantize(weight, step(3, 0, symmetric))
     assert found.dtype == dtype
     for old, new in zip(weight.float(), found.float(), strict=True):
-        span = float(old.abs().max()) * 2 / 6 if symmetric else float(old.max() - old.min()) / 7
+        span = float(old.abs().max()) * 2 / 7 if symmetric else float(old.max() - old.min()) / 7
         scale = torch.tensor(span).to(dtype).float()
         levels = new / scale
         assert (levels - levels.round()).abs().max() < 0.02
         assert (old - new).abs().max() <= 0.52 * scale
         assert len(new.unique()) <= 8
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_all_levels_err_less_than_a_narrow_grid(bits):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    every, narrow = (quantize(weight, step(bits, narrow=n)) for n in (False, True))
+    assert (every - weight).norm() < 0.95 * (narrow - weight).norm()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_narrow_grid_keeps_the_largest_weight(bits):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    for row, rounded in zip(weight, quantize(weight, step(bits, narrow=True)), strict=True):
+        at = int(row.abs().argmax())
+        assert rounded[at] == pytest.approx(float(row[at]), rel=1e-6)
+        assert len(rounded.unique()) <= 2**bits - 1
 
 
 def test_a_row_of_zeros_stays():

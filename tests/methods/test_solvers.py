@@ -119,22 +119,24 @@ def level(w, scale, zero, low, high):
     return (((w / scale).round() + zero).clamp(low, high) - zero) * scale
 
 
-def fitted(w, bits, symmetric):
+def fitted(w, bits, symmetric, narrow=False):
     """Return scale, zero, lowest and highest level of each row of w."""
     if symmetric:
-        top = 2 ** (bits - 1) - 1
-        return w.abs().amax(1) / top, 0, -top, top
+        half = 2 ** (bits - 1)
+        if narrow:
+            return w.abs().amax(1) / (half - 1), 0, 1 - half, half - 1
+        return w.abs().amax(1) / (half - 0.5), 0, -half, half - 1
     top = 2**bits - 1
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
     scale = (high - low) / top
     return scale, (-low / scale).round(), 0, top
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "narrow"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("actorder", [True, False])
 @pytest.mark.parametrize("group", [0, 4, 8, 12])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_gptq_is_the_algorithm_of_the_paper(bits, group, actorder, symmetric):
+def test_gptq_is_the_algorithm_of_the_paper(bits, group, actorder, symmetric, narrow):
     weight, x = problem()
     size = group or weight.shape[1]
     hessian = damped(x)
@@ -145,20 +147,20 @@ def test_gptq_is_the_algorithm_of_the_paper(bits, group, actorder, symmetric):
     grids = {}
     if actorder or not group:
         grids = {
-            g: fitted(weight[:, g * size : (g + 1) * size], bits, symmetric)
+            g: fitted(weight[:, g * size : (g + 1) * size], bits, symmetric, narrow)
             for g in range(weight.shape[1] // size)
         }
 
     def settle(j, w, inverse):
         if not actorder and group and j % size == 0:
-            grids[j // size] = fitted(w[:, j : j + size], bits, symmetric)
+            grids[j // size] = fitted(w[:, j : j + size], bits, symmetric, narrow)
         return level(w[:, j], *grids[order[j] // size])
 
     swapped = written_out(weight[:, order], hessian[order][:, order], settle)
     expected = torch.empty_like(swapped)
     expected[:, order] = swapped
-    text = f"gptq:{bits},group={group},actorder={actorder},symmetric={symmetric}".lower()
-    found = gptq.solve(weight, statistic(x), step(text), "w").weight
+    text = f"gptq:{bits},group={group},actorder={actorder},symmetric={symmetric},narrow={narrow}"
+    found = gptq.solve(weight, statistic(x), step(text.lower()), "w").weight
     assert (found - expected).abs().max() < 1e-6
 
 

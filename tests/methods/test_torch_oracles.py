@@ -32,7 +32,11 @@ def test_rounding_is_torchs_fake_quantization(bits, symmetric):
         weight, grid.scale[:, 0], grid.zero[:, 0].to(torch.int32), 0, grid.low, grid.high
     )
     found = rtn.quantize(weight, step(f"rtn:{bits},symmetric={symmetric}".lower()))
-    torch.testing.assert_close(found, theirs)
+    # They multiply where we divide: a weight right between two levels may fall to either.
+    between = ((weight / grid.scale).frac().abs() - 0.5).abs() < 1e-5
+    assert int(between.sum()) <= len(weight)  # the largest of each row, if symmetric
+    torch.testing.assert_close(found[~between], theirs[~between])
+    assert ((found - theirs).abs() <= 1.001 * grid.scale).all()
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
