@@ -6,7 +6,7 @@ ours set as theirs. What is left then is a difference of the algorithm, or of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,9 +83,14 @@ def _squared(weight: Tensor, statistic: Any, step: Any, name: str) -> Tensor:
     return weight.abs() * statistic.norms.square()
 
 
-def _mask_alone(weight: Tensor, statistic: Any, step: Any, name: str) -> solved.Solved:
-    found = _solve(weight, statistic, step, name)
-    return solved.Solved(weight.masked_fill(found.weight == 0, 0), found.notes)
+def _mask_alone(
+    weights: Sequence[Tensor], statistic: Any, step: Any, names: Sequence[str]
+) -> list[solved.Solved]:
+    found = _solve(weights, statistic, step, names)
+    return [
+        solved.Solved(weight.masked_fill(one.weight == 0, 0), one.notes)
+        for weight, one in zip(weights, found, strict=True)
+    ]
 
 
 _solve = sparsegpt.solve

@@ -58,7 +58,7 @@ def compress_matrices(
     notes: list[str] = []
     grids: list[Grid | None] = [None] * len(matrices)
     if kind == "solver":
-        solved = [method.solve(m.read(), statistic, step, m.name) for m in matrices]
+        solved = method.solve(weights, statistic, step, [matrix.name for matrix in matrices])
         new = [one.weight for one in solved]
         notes = [note for one in solved for note in one.notes]
         grids = [one.grid for one in solved]

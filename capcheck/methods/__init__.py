@@ -28,8 +28,8 @@ Kind = Literal[
 `score`: `score(weight, statistic, step, name)` -> importance; the walk prunes the least important.
 `quantizer`: `quantize(weight, step)` -> weight on a grid; where that is a uniform one with an
 integer zero point, also `grid(weight, step)` -> `capcheck.methods.grid.Grid`.
-`solver`: `solve(weight, statistic, step, name)` -> `capcheck.methods.solved.Solved`, a weight whose
-kept entries have changed as well.
+`solver`: `solve(weights, statistic, step, names)` of matrices that share their inputs -> a
+`capcheck.methods.solved.Solved` of each, a weight whose kept entries have changed as well.
 `transform`: a quantizer before which inputs are scaled: `candidates(magnitudes)` yields the scales
 that `capcheck.scaling` chooses among.
 `blocks`: `change(entering, leaving)` of a block, summed over tokens, and

@@ -11,6 +11,8 @@ is worse: on random layers half pruned the error was then that of rounding, agai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,33 +25,40 @@ from capcheck.recipe import Step
 STATISTIC = Hessian
 
 
-def solve(weight: Tensor, statistic: Hessian | None, step: Step, name: str) -> Solved:
-    """Return the weight on its grid, dequantized.
+def solve(
+    weights: Sequence[Tensor], statistic: Hessian | None, step: Step, names: Sequence[str]
+) -> list[Solved]:
+    """Return weights that share their inputs on their grids, dequantized.
 
     Without groups, and with `actorder`, grids are fitted to the weights as they were; otherwise a
     group's grid is fitted when its first column is reached, to the updated weights. `actorder`
     takes the inputs in the order of falling H_jj (groups stay those of consecutive inputs).
 
     Args:
-        weight: [outputs, inputs], any floating dtype.
+        weights: [outputs, inputs] each, any floating dtype.
         statistic: the Hessian of the inputs. None: the identity, which is rounding to nearest.
         step: its bits, `group`, `symmetric`, `narrow`, `actorder` and `damp`.
-        name: the weight's dotted name, for the messages.
+        names: the weights' dotted names, for the messages.
 
     Raises:
         ModelError: the Hessian cannot be inverted.
     """
     assert step.bits is not None
-    problem = Problem(weight, statistic, name)
+    problem = Problem(weights, statistic, names)
+    weight = problem.weight
     group = int(step["group"]) or weight.shape[1]
     fixed = bool(step["actorder"]) or group == weight.shape[1]
     order = torch.arange(weight.shape[1], device=weight.device)
     if step["actorder"]:
         order = problem.inputs.argsort(descending=True, stable=True)
-    rounder = _Rounder(problem.weight, weight.dtype, step, group, order, fixed=fixed)
+    rounder = _Rounder(weight, weights[0].dtype, step, group, order, fixed=fixed)
     factor = problem.factor(float(step["damp"]), order if step["actorder"] else None)
-    found = sweep(problem.weight[:, order], factor, rounder, BLOCK if fixed else _block(group))
-    return Solved(found[:, order.argsort()], problem.notes, rounder.grid())
+    block = BLOCK if fixed else _block(group)
+    if step["actorder"]:
+        found = sweep(weight[:, order], factor, rounder, block)[:, order.argsort()]
+    else:
+        found = sweep(weight, factor, rounder, block)
+    return problem.solved(found, rounder.grid())
 
 
 class _Rounder:
@@ -65,7 +74,8 @@ class _Rounder:
         *,
         fixed: bool,
     ) -> None:
-        self._zero = (weight == 0).T[order]  # [inputs, outputs]
+        zero = (weight == 0).T[order]  # [inputs, outputs]
+        self._zero = zero if bool(zero.any()) else None
         self._dtype, self._step, self._group = dtype, step, group
         self._groups = (order // group).tolist()
         self._fixed = fixed
@@ -86,7 +96,8 @@ class _Rounder:
             columns = self._columns[start : start + self._group]
             self._grids[index // self._group] = self._fit(columns)
         grid = self._grids[self._groups[index]]
-        return grid.round(column).masked_fill(self._zero[index], 0)
+        rounded = grid.round(column)
+        return rounded if self._zero is None else rounded.masked_fill(self._zero[index], 0)
 
     def grid(self) -> Grid:
         """Return the grids of all groups, [outputs, groups], once every column is settled."""

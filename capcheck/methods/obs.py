@@ -122,15 +122,28 @@ def inverse_factor(hessian: Tensor, damp: float, name: str) -> tuple[Tensor, lis
 
 def _factor(hessian: Tensor, damp: float) -> Tensor | None:
     """Return U for one damping, or None where this dtype cannot give it."""
-    damped = hessian.clone()
+    damped = hessian.flip(0, 1)  # reversed, so that R is found with H = R R^T and U is R^-1
     damped.diagonal().add_(damp * hessian.diagonal().mean())
     found, failed = torch.linalg.cholesky_ex(damped)
     del damped  # as large as all that follows
     if failed:
         return None
-    found = torch.cholesky_inverse(found)
-    found, failed = torch.linalg.cholesky_ex(found, upper=True)
-    return found if not failed and bool(found.isfinite().all()) else None
+    found = _inverse(found.flip(0, 1))
+    return found if bool(found.isfinite().all()) else None
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """Return the inverse of an upper triangular matrix, by halves: a third of a solver's work."""
+    size = len(upper)
+    if size <= BLOCK:
+        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, identity, upper=True)
+    half = size // 2
+    found = torch.zeros_like(upper)
+    found[:half, :half] = first = _inverse(upper[:half, :half])
+    found[half:, half:] = second = _inverse(upper[half:, half:])
+    found[:half, half:] = -(first @ upper[:half, half:]) @ second
+    return found
 
 
 def sweep(weight: Tensor, factor: Tensor, target: Target, block: int = BLOCK) -> Tensor:
@@ -150,10 +163,12 @@ def sweep(weight: Tensor, factor: Tensor, target: Target, block: int = BLOCK) ->
         diagonal = upper.diagonal()
         target.enter(first, columns[first:], diagonal)
         errors = torch.empty_like(local)
-        for j in range(last - first):
-            settled = target.settle(first + j, local[j])
-            errors[j] = (local[j] - settled) / diagonal[j]
-            local[j] = settled
-            local[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
+        # Views are made once a block: to make one costs about what a column's arithmetic does.
+        each = zip(local.unbind(), errors.unbind(), upper.unbind(), diagonal.unbind(), strict=True)
+        for j, (column, error, later, own) in enumerate(each):
+            settled = target.settle(first + j, column)
+            torch.sub(column, settled, out=error).div_(own)
+            column.copy_(settled)
+            local[j + 1 :].addr_(later[j + 1 :], error, alpha=-1)
         columns[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
     return columns.T

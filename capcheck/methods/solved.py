@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,39 +28,44 @@ class Solved:
 
 
 class Problem:
-    """A weight to compute with, the Hessian of its inputs, and what is to be noted of both.
+    """Weights to compute with as one, the Hessian of their inputs, and what is to be noted.
+
+    Rows do not depend on each other, so matrices that are given the same inputs (queries, keys and
+    values; gate and up) are solved one above the other: a column costs hardly more for all of them
+    than for one.
 
     Args:
-        weight: [outputs, inputs], any floating dtype.
+        weights: [outputs, inputs] each, any floating dtype.
         statistic: None where there is nothing to measure: the Hessian is the identity. So it is
             where every input is always zero.
-        name: the weight's dotted name.
+        names: the weights' dotted names.
 
     Attributes:
-        weight: in float32 (float64 for float64).
+        weight: the weights above each other, [outputs of all, inputs], in float32 (float64 for
+            float64).
+        outputs: how many rows are whose.
         inputs: H_jj of each input, [inputs].
-        notes: a sentence each.
     """
 
-    def __init__(self, weight: Tensor, statistic: Hessian | None, name: str) -> None:
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.weight = weight.to(dtype)
-        self.notes: list[str] = []
-        self._name = name
+    def __init__(
+        self, weights: Sequence[Tensor], statistic: Hessian | None, names: Sequence[str]
+    ) -> None:
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
+        wide = [weight.to(dtype) for weight in weights]
+        self.weight = torch.cat(wide) if len(wide) > 1 else wide[0]
+        self.outputs = [len(weight) for weight in weights]
+        self._notes: list[list[str]] = [[] for _ in weights]
+        self._names = names
         self._statistic = statistic
-        count = weight.shape[1]
-        self.inputs = torch.ones(count, dtype=dtype, device=weight.device)
+        count = self.weight.shape[1]
+        self.inputs = torch.ones(count, dtype=dtype, device=self.weight.device)
         if statistic is None:
             return
         measured = statistic.diagonal().to(dtype)
         if dead := int((measured == 0).sum()):
-            self.notes.append(
-                f"{name}: {dead} of {count} inputs are always zero on the calibration text"
-            )
+            self._note(f"{dead} of {count} inputs are always zero on the calibration text")
         if statistic.tokens < count:
-            self.notes.append(
-                f"{name}: {statistic.tokens} calibration tokens for {count} inputs; take more (n=…)"
-            )
+            self._note(f"{statistic.tokens} calibration tokens for {count} inputs; take more (n=…)")
         if dead < count:
             self.inputs = measured
         else:
@@ -76,8 +82,26 @@ class Problem:
             ModelError: the Hessian cannot be inverted.
         """
         if self._statistic is None:
-            found, notes = inverse_factor(torch.diag(self.inputs), damp, self._name)
+            found, notes = inverse_factor(torch.diag(self.inputs), damp, self._names[0])
         else:
-            found, notes = self._statistic.factor(damp, order, self._name)
-        self.notes += notes
+            found, notes = self._statistic.factor(damp, order, self._names[0])
+        self._notes[0] += notes
         return found.to(self.weight.dtype)
+
+    def solved(self, weight: Tensor, grid: Grid | None = None) -> list[Solved]:
+        """Return the solution of each weight.
+
+        Args:
+            weight: of all, [outputs of all, inputs].
+            grid: of all, [outputs of all, groups].
+        """
+        weights = weight.split(self.outputs)
+        grids: list[Grid | None] = [None] * len(weights)
+        if grid is not None:
+            parts = zip(grid.scale.split(self.outputs), grid.zero.split(self.outputs), strict=True)
+            grids = [replace(grid, scale=scale, zero=zero) for scale, zero in parts]
+        return [Solved(*one) for one in zip(weights, self._notes, grids, strict=True)]
+
+    def _note(self, text: str) -> None:
+        for name, notes in zip(self._names, self._notes, strict=True):
+            notes.append(f"{name}: {text}")

@@ -11,6 +11,12 @@ from capcheck.methods.obs import Hessian
 from capcheck.recipe import Recipe
 
 DAMP = 0.01
+GPTQ = (
+    "gptq:4",
+    "gptq:3,group=8",
+    "gptq:3,group=8,symmetric=false",
+    "gptq:4,group=8,actorder=true",
+)
 
 
 def step(text):
@@ -25,6 +31,11 @@ def problem(outputs=6, inputs=24, tokens=200, seed=0, dtype=torch.float64):
     mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
     x = torch.randn(tokens, inputs, generator=generator, dtype=torch.float64) @ mix
     return weight.to(dtype), x.to(dtype)
+
+
+def solve(method, weight, statistic, step, name):
+    (solved,) = method.solve([weight], statistic, step, [name])
+    return solved
 
 
 def statistic(x):
@@ -80,8 +91,8 @@ def test_sparsegpt_is_the_algorithm_of_the_paper(fraction, block):
         return w[:, j].masked_fill(chosen[j], 0)
 
     expected = written_out(weight, damped(x), settle)
-    found = sparsegpt.solve(
-        weight, statistic(x), step(f"sparsegpt:{fraction},block={block}"), "w"
+    found = solve(
+        sparsegpt, weight, statistic(x), step(f"sparsegpt:{fraction},block={block}"), "w"
     ).weight
     assert (found - expected).abs().max() < 1e-6
     assert int((found == 0).sum()) == share(fraction, weight.numel())
@@ -110,7 +121,7 @@ def test_sparsegpt_patterns_are_chosen_where_they_begin(n, m):
         return w[:, j].masked_fill(gone, 0)
 
     expected = written_out(weight, damped(x), settle)
-    found = sparsegpt.solve(weight, statistic(x), step(f"sparsegpt:{n}:{m}"), "w").weight
+    found = solve(sparsegpt, weight, statistic(x), step(f"sparsegpt:{n}:{m}"), "w").weight
     assert (found - expected).abs().max() < 1e-6
     assert ((found.reshape(-1, m) == 0).sum(1) == m - n).all()
 
@@ -160,7 +171,7 @@ def test_gptq_is_the_algorithm_of_the_paper(bits, group, actorder, symmetric, na
     expected = torch.empty_like(swapped)
     expected[:, order] = swapped
     text = f"gptq:{bits},group={group},actorder={actorder},symmetric={symmetric},narrow={narrow}"
-    found = gptq.solve(weight, statistic(x), step(text.lower()), "w").weight
+    found = solve(gptq, weight, statistic(x), step(text.lower()), "w").weight
     assert (found - expected).abs().max() < 1e-6
 
 
@@ -183,8 +194,8 @@ def test_gptq_after_pruning_settles_zeros_at_zero(actorder):
     swapped = written_out(weight[:, order], hessian, settle)
     expected = torch.empty_like(swapped)
     expected[:, order] = swapped
-    found = gptq.solve(
-        weight, statistic(x), step(f"gptq:4,actorder={actorder}".lower()), "w"
+    found = solve(
+        gptq, weight, statistic(x), step(f"gptq:4,actorder={actorder}".lower()), "w"
     ).weight
     assert not found[gone].any()
     assert (found - expected).abs().max() < 1e-6
@@ -196,7 +207,7 @@ def test_gptq_after_pruning_settles_zeros_at_zero(actorder):
 def test_groups_that_are_longer_than_a_block(group):
     """A grid is fitted to columns that are all up to date, wherever the blocks begin."""
     weight, x = problem(outputs=3, inputs=3 * group, tokens=3000, seed=1)
-    found = gptq.solve(weight, statistic(x), step(f"gptq:3,group={group}"), "w").weight
+    found = solve(gptq, weight, statistic(x), step(f"gptq:3,group={group}"), "w").weight
     upper, _ = obs.inverse_factor(statistic(x).mean(), DAMP, "w")
     w = weight.clone()
     for j in range(w.shape[1]):
@@ -211,21 +222,44 @@ def test_groups_that_are_longer_than_a_block(group):
 def test_both_beat_what_they_are_meant_to_beat():
     for seed in range(5):
         weight, x = problem(seed=seed, dtype=torch.float32)
-        pruned = sparsegpt.solve(weight, statistic(x), step("sparsegpt:0.5"), "w").weight
-        plain = sparsegpt.solve(weight, None, step("sparsegpt:0.5"), "w").weight
+        pruned = solve(sparsegpt, weight, statistic(x), step("sparsegpt:0.5"), "w").weight
+        plain = solve(sparsegpt, weight, None, step("sparsegpt:0.5"), "w").weight
         assert error(weight, pruned, x) < error(weight, plain, x)
         for text in ("gptq:3", "gptq:3,actorder=true", "gptq:3,symmetric=false,group=8"):
-            solved = gptq.solve(weight, statistic(x), step(text), "w").weight
-            rounded = gptq.solve(weight, None, step(text), "w").weight
+            solved = solve(gptq, weight, statistic(x), step(text), "w").weight
+            rounded = solve(gptq, weight, None, step(text), "w").weight
             assert error(weight, solved, x) < error(weight, rounded, x), text
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("text", ["sparsegpt:0.3,block=5", "sparsegpt:2:4", *GPTQ])
+def test_matrices_of_one_input_are_solved_as_each_alone(text, zeros):
+    method = sparsegpt if text.startswith("s") else gptq
+    _, x = problem()
+    x[:, 5] = 0
+    weights = [problem(outputs, seed=outputs)[0] for outputs in (6, 2, 5)]
+    if zeros:
+        weights[1][torch.rand(2, 24, generator=torch.Generator().manual_seed(3)) < 0.4] = 0
+    names = ["q", "k", "v"]
+    together = method.solve(weights, statistic(x), step(text), names)
+    for weight, name, found in zip(weights, names, together, strict=True):
+        alone = solve(method, weight, statistic(x), step(text), name)
+        torch.testing.assert_close(found.weight, alone.weight, rtol=0, atol=1e-12)
+        assert torch.equal(found.weight == 0, alone.weight == 0)
+        assert found.notes == alone.notes
+        assert found.notes == [f"{name}: 1 of 24 inputs are always zero on the calibration text"]
+        assert (found.grid is None) == (method is sparsegpt)
+        if found.grid is not None:
+            torch.testing.assert_close(found.grid.scale, alone.grid.scale, rtol=0, atol=1e-12)
+            assert torch.equal(found.grid.zero, alone.grid.zero)
 
 
 def test_without_a_hessian_they_are_magnitude_and_rounding():
     weight, _ = problem()
-    pruned = sparsegpt.solve(weight, None, step("sparsegpt:0.5,block=24"), "w").weight
+    pruned = solve(sparsegpt, weight, None, step("sparsegpt:0.5,block=24"), "w").weight
     cut = weight.abs().flatten().sort().values[weight.numel() // 2]
     assert torch.equal(pruned, weight.masked_fill(weight.abs() < cut, 0))
-    rounded = gptq.solve(weight, None, step("gptq:4"), "w").weight
+    rounded = solve(gptq, weight, None, step("gptq:4"), "w").weight
     grid = fitted(weight, 4, True)
     expected = level(weight, *(p[:, None] if isinstance(p, torch.Tensor) else p for p in grid))
     assert torch.allclose(rounded, expected, atol=1e-12)
@@ -235,8 +269,8 @@ def test_without_a_hessian_they_are_magnitude_and_rounding():
 def test_dead_inputs_are_noted_and_pruned_first(text):
     weight, x = problem()
     x[:, [3, 7]] = 0
-    solved = (sparsegpt if text.startswith("s") else gptq).solve(
-        weight, statistic(x), step(text), "layer.w"
+    solved = solve(
+        sparsegpt if text.startswith("s") else gptq, weight, statistic(x), step(text), "layer.w"
     )
     assert solved.notes == ["layer.w: 2 of 24 inputs are always zero on the calibration text"]
     assert solved.weight.isfinite().all()
@@ -248,7 +282,7 @@ def test_dead_inputs_are_noted_and_pruned_first(text):
 
 def test_inputs_that_are_all_dead():
     weight, x = problem()
-    solved = sparsegpt.solve(weight, statistic(x * 0), step("sparsegpt:0.5"), "layer.w")
+    solved = solve(sparsegpt, weight, statistic(x * 0), step("sparsegpt:0.5"), "layer.w")
     assert solved.notes == ["layer.w: 24 of 24 inputs are always zero on the calibration text"]
     assert int((solved.weight == 0).sum()) == weight.numel() // 2
 
@@ -270,7 +304,7 @@ def test_a_hessian_that_nothing_helps_is_an_error_that_names_the_layer():
 
 def test_too_few_tokens_are_noted():
     weight, x = problem(tokens=10)
-    solved = gptq.solve(weight, statistic(x), step("gptq:4"), "layer.w")
+    solved = solve(gptq, weight, statistic(x), step("gptq:4"), "layer.w")
     assert solved.notes == ["layer.w: 10 calibration tokens for 24 inputs; take more (n=…)"]
 
 
