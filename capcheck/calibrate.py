@@ -39,7 +39,7 @@ from capcheck.result import CompressionLog
 from capcheck.scaling import scale_block
 from capcheck.visits import Visits
 
-MICRO_BATCH = 4096
+MICRO_BATCH = 2048
 """Tokens that pass through a block at a time (one sequence where that is longer)."""
 
 SEARCHED = 1024
@@ -205,7 +205,7 @@ def _walk(
         run = partial(replay.run, index, hidden)
         seen = [m for m in matrices if not scaled or m.expert is None]
         with visits.of(blocks[index]):
-            statistics = gather(seen, method.STATISTIC, run) if calibrated else {}
+            statistics = gather(seen, method.STATISTIC, run, discard=True) if calibrated else {}
             sharing = _sharing(matrices, statistics)
             if scaled:
                 call, entering = replay.calls[index][0], hidden[0]
@@ -227,7 +227,9 @@ def _walk(
             if scaled:
                 log.fallbacks.append(f"{step.method}: {matrix.name} is rounded without scales")
             statistics = (
-                gather([matrix], method.STATISTIC, run) if calibrated and not scaled else {}
+                gather([matrix], method.STATISTIC, run, discard=True)
+                if calibrated and not scaled
+                else {}
             )
             apply(step, [matrix], statistics.get(matrix.name))
 
@@ -291,7 +293,7 @@ def _allocated(
     for index, matrices in enumerate(blocks):
         run = partial(replay.run, index, hidden)
         with visits.of(replay.blocks[index]):
-            norms = gather(matrices, owl.STATISTIC, run)
+            norms = gather(matrices, owl.STATISTIC, run, discard=True)
             reached = [
                 (m.read(), norms[m.name] if norms[m.name].tokens else None) for m in matrices
             ]

@@ -79,7 +79,8 @@ def narrow(
             for group, mask in zip(block, masks, strict=True):
                 if step["bias"] and not mask.all():
                     run = partial(replay.run, index, hidden)
-                    moments = gather([group.matrix], method.STATISTIC, run)[group.matrix.name]
+                    found = gather([group.matrix], method.STATISTIC, run, discard=True)
+                    moments = found[group.matrix.name]
                     gone = ~group.features(mask).to(moments.mean.device)
                     group.compensate(method.bias(group.matrix.read(), gone, moments.mean))
                 log.narrowed.append(group.narrow(mask))
