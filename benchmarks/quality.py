@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="documents (%(default)s)")
     parser.add_argument("--calib", default="own", help="calibration text (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="draws of samples (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=[*RECIPES, "samples"], help="these tables")
     options = parser.parse_args()
     texts = list(documents(1, options.count))
     if options.documents is not None:
@@ -117,13 +118,18 @@ def main() -> None:
         return recipe if options.calib == "own" else "+".join(steps)
 
     console = Console(width=110)
+    asked = options.only or [*RECIPES, "samples"]
     for title, recipes in RECIPES.items():
+        if title not in asked:
+            continue
         table = Table("recipe", "perplexity", "block outputs", "first block", "s", title=title)
         for recipe in recipes:
             row = measure.row(spelled(recipe))
             numbers = (f"{row[key]:.4g}" for key in ("ratio", "blocks", "alone", "seconds"))
             table.add_row(recipe, *numbers)
         console.print(table)
+    if "samples" not in asked:
+        return
     table = Table(
         "samples", "perplexity", "lowest", "highest", "first block", title="sparsegpt:2:4"
     )
