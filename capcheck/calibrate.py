@@ -215,7 +215,8 @@ def _walk(
                 log.fallbacks += [f"{step.method}: {note}" for note in notes]
             for together in sharing:
                 apply(steps[index], together, statistics.get(together[0].name))
-            statistics.clear()  # before those of the next block are made
+                for matrix in together:  # what is done leaves its memory to the next
+                    statistics.pop(matrix.name, None)
             if calibrated and (found.after or index + 1 < len(found.blocks)):
                 for i, leaving in enumerate(run()):  # what the compressed block gives
                     hidden[i] = leaving  # [sequences, tokens, features]

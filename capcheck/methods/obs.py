@@ -34,7 +34,6 @@ class Hessian:
     def __init__(self, inputs: int, device: torch.device) -> None:
         self.tokens = 0
         self._sum = torch.zeros(inputs, inputs, dtype=torch.float32, device=device)
-        self._factors: dict[tuple[float, bool], tuple[Tensor, list[str]]] = {}
 
     def add(self, x: Tensor) -> None:
         """Take the inputs of more tokens: [tokens, inputs], any floating dtype."""
@@ -58,20 +57,6 @@ class Hessian:
         """Return H."""
         upper = self._sum.triu()
         return upper.add_(upper.triu(1).T).div_(max(1, self.tokens))
-
-    def factor(self, damp: float, order: Tensor | None, name: str) -> tuple[Tensor, list[str]]:
-        """Return `inverse_factor` of H, computed once for all layers that share these inputs.
-
-        Args:
-            damp: as for `inverse_factor`.
-            order: that of falling H_jj, or None for that of the inputs.
-            name: of the weight, for the messages.
-        """
-        key = (damp, order is None)
-        if key not in self._factors:
-            hessian = self.mean() if order is None else self.mean()[order][:, order]
-            self._factors[key] = inverse_factor(hessian, damp, name)
-        return self._factors[key]
 
 
 class Target(Protocol):
@@ -128,22 +113,24 @@ def _factor(hessian: Tensor, damp: float) -> Tensor | None:
     del damped  # as large as all that follows
     if failed:
         return None
-    found = _inverse(found.flip(0, 1))
-    return found if bool(found.isfinite().all()) else None
+    upper = found.flip(0, 1)
+    del found
+    _invert(upper)
+    return upper if bool(upper.isfinite().all()) else None
 
 
-def _inverse(upper: Tensor) -> Tensor:
-    """Return the inverse of an upper triangular matrix, by halves: a third of a solver's work."""
+def _invert(upper: Tensor) -> None:
+    """Invert an upper triangular matrix in place, by halves, nearly all of it in products."""
     size = len(upper)
     if size <= BLOCK:
         identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, identity, upper=True)
+        upper.copy_(torch.linalg.solve_triangular(upper, identity, upper=True))
+        return
     half = size // 2
-    found = torch.zeros_like(upper)
-    found[:half, :half] = first = _inverse(upper[:half, :half])
-    found[half:, half:] = second = _inverse(upper[half:, half:])
-    found[:half, half:] = -(first @ upper[:half, half:]) @ second
-    return found
+    first, corner, second = upper[:half, :half], upper[:half, half:], upper[half:, half:]
+    _invert(first)
+    _invert(second)
+    corner.copy_(-(first @ corner) @ second)
 
 
 def sweep(weight: Tensor, factor: Tensor, target: Target, block: int = BLOCK) -> Tensor:

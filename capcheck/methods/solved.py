@@ -76,15 +76,15 @@ class Problem:
 
         Args:
             damp: as for `inverse_factor`.
-            order: that of falling `inputs`, or None for that of the inputs.
+            order: of the inputs, where it is not theirs.
 
         Raises:
             ModelError: the Hessian cannot be inverted.
         """
-        if self._statistic is None:
-            found, notes = inverse_factor(torch.diag(self.inputs), damp, self._names[0])
-        else:
-            found, notes = self._statistic.factor(damp, order, self._names[0])
+        hessian = torch.diag(self.inputs) if self._statistic is None else self._statistic.mean()
+        if order is not None and self._statistic is not None:
+            hessian = hessian[order][:, order]
+        found, notes = inverse_factor(hessian, damp, self._names[0])
         self._notes[0] += notes
         return found.to(self.weight.dtype)
 
