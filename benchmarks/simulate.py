@@ -25,7 +25,13 @@ from scipy.special import gammaln
 from scipy.stats import bootstrap, norm
 from scipy.stats import t as student
 
-from capcheck.bounded_mean import ANYTIME_SHARE, EXACT_BELOW, likelihood_root, wealth
+from capcheck.bounded_mean import (
+    ANYTIME_SHARE,
+    EXACT_BELOW,
+    likelihood_root,
+    readings,
+    wealth,
+)
 from capcheck.perplexity_stats import _bootstrap_roots, ratio_interval
 
 ALPHA = 0.05
@@ -67,18 +73,24 @@ def first_crossing(codes: np.ndarray, z: np.ndarray, bound: float, alpha: float)
     return when
 
 
+def counted(codes: np.ndarray) -> np.ndarray:
+    """Return how often each of the four outcomes came in each run, shape (runs, 4)."""
+    return np.stack([np.sum(codes == k, axis=1) for k in range(4)], axis=1).astype(float)
+
+
 def verdicts(codes: np.ndarray, z: np.ndarray, bounds: tuple[float, float]) -> dict[str, float]:
     """Return the rates of both verdicts, those of rule (b) alone, and the mean items asked."""
-    runs, n = codes.shape
-    counts = np.stack([np.sum(codes == k, axis=1) for k in range(4)], axis=1).astype(float)
+    n = codes.shape[1]
     share = ANYTIME_SHARE if n >= EXACT_BELOW else 1.0
     stops, shown, alone = [], [], []
     for sign, bound, other in ((1, bounds[0], bounds[1]), (-1, bounds[1], bounds[0])):
         stop = first_crossing(codes, sign * z, bound, share * ALPHA)
-        root = likelihood_root(sign * z, counts, max(bound, other / 2))
-        at_end = (root >= norm.isf((1 - share) * ALPHA)) if share < 1 else np.zeros(runs, bool)
+        for asked, quantile in readings(n, (1 - share) * ALPHA) if share < 1 else ():
+            root = likelihood_root(sign * z, counted(codes[:, :asked]), max(bound, other / 2))
+            stop = np.where(root >= quantile, np.minimum(stop, asked), stop)
+        root = likelihood_root(sign * z, counted(codes), max(bound, other / 2))
         stops.append(stop)
-        shown.append(np.isfinite(stop) | at_end)
+        shown.append(np.isfinite(stop))
         alone.append(np.mean(root >= norm.isf(ALPHA)))
     asked = np.minimum(np.minimum(*stops), n)
     return {

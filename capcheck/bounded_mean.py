@@ -5,7 +5,8 @@ Two rules share alpha, and `docs/statistics.md` says why these two:
 (a) a mixture of bets, valid at every stopping time (Ville 1939; Waudby-Smith and Ramdas,
     "Estimating means of bounded random variables by betting", JRSS B 2024), and
 (b) the empirical likelihood ratio (Owen, "Empirical Likelihood", 2001) with one outcome added,
-    the worst possible one, read once, when every declared unit has been asked.
+    the worst possible one, read when every declared unit has been asked, and at most three times
+    before (Lan and DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import trapezoid
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 Floats = NDArray[np.float64]
@@ -28,7 +32,14 @@ EXACT_BELOW = 50
 ANYTIME_SHARE = 0.2
 """The part of alpha that rule (a) may spend from `EXACT_BELOW` units on; (b) has the rest."""
 
+QUARTERS = (0.25, 0.5, 0.75)
+"""The shares of what is declared at which rule (b) is read before the end."""
+
+EARLY_FROM = 1000
+"""Declared units from which on rule (b) is read at the quarters; with fewer, power is dearer."""
+
 _BETS = 12
+_GRID = 1001  # points of a density
 
 
 def bets(declared: int) -> Floats:
@@ -80,6 +91,46 @@ def likelihood_root(z: Floats, weights: Floats, bound: float) -> Floats:
     return np.sqrt(2 * np.maximum(w, 0.0))
 
 
+@cache
+def readings(declared: int, alpha: float, *, once: bool = False) -> tuple[tuple[int, float], ...]:
+    """Return after how many units rule (b) is read, and what sqrt(2 W) must reach each time.
+
+    Its roots at several readings are taken to be related as those of a random walk with normal
+    steps are. Until a reading the share of alpha may be spent that is the share of the units asked
+    by then, and each quantile spends what the former ones left.
+
+    Args:
+        declared: units to be asked at most.
+        alpha: what all readings spend together.
+        once: whether it is read at the end alone.
+    """
+    early = QUARTERS if declared >= EARLY_FROM and not once else ()
+    units = [*(math.ceil(share * declared) for share in early), declared]
+    found: list[tuple[int, float]] = []
+    walk, density = np.zeros(1), np.ones(1)  # of walks that have not been stopped
+    done = 0.0
+    for n in units:
+        share = n / declared
+        step, spend = math.sqrt(share - done), alpha * (share - done)
+        done = share
+        edge = float(brentq(_overspent, -10, 10, args=(walk, density, step, spend), xtol=1e-12))
+        found.append((n, edge / math.sqrt(share)))
+        ends = np.linspace(-8 * math.sqrt(share), edge, _GRID)
+        density = _sum(walk, density * norm.pdf(ends[:, None], walk, step))
+        walk = ends
+    return tuple(found)
+
+
+def _overspent(edge: float, walk: Floats, density: Floats, step: float, spend: float) -> float:
+    """Return by how much the probability that a walk's next end is beyond an edge exceeds."""
+    return float(_sum(walk, density * norm.sf(edge, walk, step))) - spend
+
+
+def _sum(walk: Floats, density: Floats) -> Floats:
+    """Return the integral over the walk's ends; it begins at one point alone."""
+    return np.asarray(trapezoid(density, walk) if walk.size > 1 else density[..., 0])
+
+
 @dataclass(frozen=True)
 class Question:
     """Is the mean of z above zero? z has k distinct values, `codes` (n,) says which come when."""
@@ -94,16 +145,19 @@ class Question:
         """Return the question whether the mean of -z is above zero."""
         return Question(-self.z, self.counts, self.codes, self.upper, self.bound)
 
+    def counts_of(self, n: int) -> Floats:
+        """Return how often each value came in the first n units, shape (k,)."""
+        return np.bincount(self.codes[:n], minlength=len(self.z)).astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Plan:
     """When the evidence is looked at, and what each look may spend."""
 
     declared: int
-    final: bool
     looks: NDArray[np.intp]  # number of units, at most those asked
     anytime: float
-    end: float  # 0 where rule (b) may not decide at all
+    readings: tuple[tuple[int, float], ...]  # of rule (b), of units at most those asked
 
     @classmethod
     def of(cls, n: int, declared: int | None, looks: Sequence[int] | None, alpha: float) -> Plan:
@@ -116,9 +170,11 @@ class Plan:
         every = np.arange(1, n + 1) if looks is None else np.unique(np.asarray(looks, np.intp))
         every = every[(every >= 1) & (every <= n)]
         if declared < EXACT_BELOW:
-            return cls(declared, n == declared, every, alpha, 0.0)
-        anytime = ANYTIME_SHARE * alpha
-        return cls(declared, n == declared, every, anytime, alpha - anytime)
+            return cls(declared, every, alpha, ())
+        once = looks is not None and list(looks) == [declared]
+        planned = readings(declared, (1 - ANYTIME_SHARE) * alpha, once=once)
+        reached = tuple(reading for reading in planned if reading[0] <= n)
+        return cls(declared, every, ANYTIME_SHARE * alpha, reached)
 
     def shows(self, question: Question) -> bool:
         """Return whether mean(z) > 0 is shown at any look so far."""
@@ -128,22 +184,33 @@ class Plan:
             won = wealth(question.z, question.bound, self.declared)[question.codes]
             if self._crossed(np.cumsum(won, axis=0)[self.looks - 1]):
                 return True
-        return self.final and bool(self._likely(question, question.counts))
+        return any(
+            bool(_likely(question, question.counts_of(n), quantile))
+            for n, quantile in self.readings
+        )
 
     def shows_pattern(self, question: Question, counts: Floats) -> bool:
-        """Return whether outcomes seen `counts` times (fractions allowed) would show it."""
-        return bool(self.shows_each(question, counts[None])[0])
+        """Return whether outcomes seen `counts` times (fractions allowed) show it at the end."""
+        won = bool(self._crossing(counts @ wealth(question.z, question.bound, self.declared)))
+        return won or any(bool(_likely(question, counts, b)) for _, b in self.readings[-1:])
 
-    def shows_each(self, question: Question, counts: Floats) -> NDArray[np.bool_]:
-        """Return the look by look answer for many runs at once, shape (..., looks).
+    def shows_each(
+        self, question: Question, counts: Floats, units: Sequence[int]
+    ) -> NDArray[np.bool_]:
+        """Return the answer for many runs at once after each of some numbers of units.
 
         Args:
             question: of which only z and its bounds are read; not one with a bound of 0 or less.
-            counts: how often each outcome was seen until each look, shape (..., looks, k); the last
-                look is at all that was declared.
+            counts: how often each outcome was seen by then, shape (..., len(units), k).
+            units: rising; every reading of rule (b) is among them.
+
+        Returns:
+            Shape (..., len(units)).
         """
         won = self._crossing(counts @ wealth(question.z, question.bound, self.declared))
-        won[..., -1] |= self._likely(question, counts[..., -1, :])
+        for n, quantile in self.readings:
+            at = list(units).index(n)
+            won[..., at] |= _likely(question, counts[..., at, :], quantile)
         return np.logical_or.accumulate(won, axis=-1)
 
     def _crossed(self, log_wealth: Floats) -> bool:
@@ -154,13 +221,12 @@ class Plan:
         mean = top[..., 0] + np.log(np.mean(np.exp(log_wealth - top), axis=-1))
         return np.asarray(mean >= -math.log(self.anytime))
 
-    def _likely(self, question: Question, counts: Floats) -> NDArray[np.bool_]:
-        if self.end == 0:
-            return np.zeros(counts.shape[:-1], np.bool_)
-        # An outcome of at least half the best one is added: with a worst outcome far nearer to
-        # zero than the best one, as for a retention of 0.2, the added one would weigh too little.
-        bound = max(question.bound, question.upper / 2)
-        return np.asarray(likelihood_root(question.z, counts, bound) >= norm.isf(self.end))
+
+def _likely(question: Question, counts: Floats, quantile: float) -> NDArray[np.bool_]:
+    # An outcome of at least half the best one is added: with a worst outcome far nearer to
+    # zero than the best one, as for a retention of 0.2, the added one would weigh too little.
+    bound = max(question.bound, question.upper / 2)
+    return np.asarray(likelihood_root(question.z, counts, bound) >= quantile)
 
 
 def units_to_show(

@@ -127,14 +127,18 @@ def chance_of_degraded(
     assert claim.threshold is not None
     pairs, units = assumed.pairs(), looks[-1]
     rng = np.random.default_rng(seed)
-    rounds = np.diff(np.array(looks), prepend=0)
+    plans = {error: Plan.of(units, None, looks, error) for error in (alpha, alpha / gates)}
+    read = {n for plan in plans.values() for n, _ in plan.readings}
+    points = sorted({*looks, *read})
+    rounds = np.diff(np.array(points), prepend=0)
     drawn = [rng.multinomial(asked, shares / shares.sum(), _RUNS) for asked in rounds]
-    counts = np.cumsum(np.stack(drawn, axis=1), axis=1).astype(np.float64)  # (runs, looks, 4)
+    counts = np.cumsum(np.stack(drawn, axis=1), axis=1).astype(np.float64)  # (runs, points, 4)
 
     def shown(question: Question, error: float) -> NDArray[np.bool_]:
         if question.bound <= 0:
-            return np.full(counts.shape[:-1], question.bound < 0)
-        return Plan.of(units, None, None, error).shows_each(question, counts)
+            return np.full((_RUNS, len(looks)), question.bound < 0)
+        answers = plans[error].shows_each(question, counts, points)
+        return answers[:, np.searchsorted(points, looks)]
 
     question = pairs.question(claim.metric, claim.threshold)
     kept, lost = shown(question, alpha), shown(question.reversed(), alpha / gates)

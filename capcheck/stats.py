@@ -56,9 +56,10 @@ def decide(
         alpha: the error allowed on each side, above 0 and below 0.5.
         gates: how many gates are decided in one run, at least 1.
         declared: how many units were to be asked at most; None where these are all of them.
-        looks: the numbers of units after which the evidence was, or would have been, looked at;
-            None for after each, which is allowed and makes the verdict independent of how items
-            were batched.
+        looks: the numbers of units after which the bets were, or would have been, looked at; None
+            for after each, which is allowed and makes the verdict independent of how items were
+            batched. `declared` alone says that nothing was looked at before all were asked: then
+            all that the likelihood may spend is spent there, and none at the quarters.
         clusters: which cluster each item belongs to, shape (n,). A cluster counts as one unit,
             in order of first appearance, and is asked whole.
 
@@ -96,7 +97,7 @@ def retention_interval(
 
     The bounds invert the tests of `decide`, each at alpha: the verdict on `retention >= rho` is
     `retained` where low >= rho and `degraded` where high < rho. When fewer units were asked
-    than declared, they rest on rule (a) alone and are valid although asking stopped early.
+    than declared, they rest on what was read until then and are valid although asking stopped.
 
     Arguments and errors are those of `decide`.
 

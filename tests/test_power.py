@@ -103,17 +103,22 @@ def test_a_gate_that_is_vacuous_is_not_degraded():
     assert chance_of_degraded(DROP, shares, Assumed(0.7), looks, margin=0.71) < 0.05
 
 
-@pytest.mark.parametrize("looks", [(20, 40), (64, 128, 200)])
+@pytest.mark.parametrize("looks", [(20, 40), (64, 128, 200), (64, 512, 1024, 1100), (1100,)])
 @pytest.mark.parametrize("lost", [0.0, 0.2, 0.35])
 def test_many_runs_at_once_are_shown_what_each_is_shown(looks, lost):
     """`shows_each` says at every look what `decide` says when it comes to that look."""
     assumed, rng = Assumed(0.7, flips=0.1), np.random.default_rng(3)
     pairs, shares = assumed.pairs(), assumed.shares(lost)
     codes = rng.choice(4, (40, looks[-1]), p=shares)
-    seen = np.cumsum(np.eye(4)[codes], axis=1)[:, np.array(looks) - 1]
     question = pairs.question("drop", 0.2)
-    plan = Plan.of(looks[-1], None, None, 0.05)
-    kept, gone = (plan.shows_each(q, seen) for q in (question, question.reversed()))
+    plan = Plan.of(looks[-1], None, looks, 0.05)
+    points = sorted({*looks, *(n for n, _ in plan.readings)})
+    assert len(points) > len(looks) or looks[-1] < 1000 or len(looks) == 1
+    seen = np.cumsum(np.eye(4)[codes], axis=1)[:, np.array(points) - 1]
+    kept, gone = (
+        plan.shows_each(q, seen, points)[:, np.searchsorted(points, looks)]
+        for q in (question, question.reversed())
+    )
     for run, up, down in zip(codes, kept, gone, strict=True):
         dense, compressed = (run < 2).astype(float), (run % 2 == 0).astype(float)
         for at, look in enumerate(looks):
@@ -149,8 +154,8 @@ def test_units_to_retain_is_where_decide_says_retained(claim, dense, chance):
     units = units_to_retain(claim, Assumed(dense, (chance, chance, chance)))
 
     def decided(n):
-        scores = np.arange(n) < round(dense * n)
-        return stats.decide(scores, scores, chance, claim, looks=[n])
+        scores = np.random.default_rng(n).permutation(np.arange(n) < round(dense * n))
+        return stats.decide(scores, scores, chance, claim, looks=[1, n])
 
     # Of so many items a whole number is right: near the edge they decide a little off it.
     near = max(12, units // 20)

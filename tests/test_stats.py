@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, norm
+from scipy.stats import binom, multivariate_normal, norm
 
 from capcheck import stats
-from capcheck.bounded_mean import bets, likelihood_root, wealth
+from capcheck.bounded_mean import bets, likelihood_root, readings, wealth
 from capcheck.result import Claim, Verdict
 
 RETAINED, DEGRADED, UNDECIDED = Verdict.RETAINED, Verdict.DEGRADED, Verdict.UNDECIDED
@@ -100,6 +100,7 @@ def test_at_the_threshold_few_verdicts_are_wrong_early_stopping_included():
     limit = binom.isf(1e-3, runs, 0.05)  # 7.3 %; errors in 8 % of the gates would show
     for dense, chance, flips, n in (
         (0.6, 0.0, 0.25, 500), (0.9, 0.0, 0.05, 200), (0.9, 0.25, 0.1, 200), (0.7, 0.0, 0.25, 40),
+        (0.7, 0.0, 0.25, 1000),
     ):  # fmt: skip
         loss = 0.05 * (dense - chance)
         fixed = (flips - loss) / 2
@@ -120,6 +121,42 @@ def test_rule_b_keeps_its_size_exactly_on_two_outcomes(n):
             root = likelihood_root(np.array([good, -1.0]), counts, 1.0)
             size = binom.pmf(k, n, good / (good + 1))[root >= norm.isf(alpha)].sum()
             assert size <= 1.02 * alpha
+
+
+@pytest.mark.parametrize("alpha", [0.04, 0.002])
+def test_the_readings_of_rule_b_spend_what_they_may(alpha):
+    """Against the normal distribution of four sums, each of which holds the ones before it."""
+    found = readings(1000, alpha)
+    assert [n for n, _ in found] == [250, 500, 750, 1000]
+    for k in range(1, 5):
+        share = np.array([n / 1000 for n, _ in found[:k]])
+        related = np.sqrt(np.minimum.outer(share, share) / np.maximum.outer(share, share))
+        below = multivariate_normal.cdf(
+            [q for _, q in found[:k]], np.zeros(k), related, abseps=1e-7, rng=0
+        )
+        assert 1 - below == pytest.approx(alpha * k / 4, rel=0.01)
+
+
+def test_rule_b_is_read_early_where_many_units_are_declared():
+    assert readings(999, 0.04) == ((999, pytest.approx(norm.isf(0.04))),)
+    assert readings(1000, 0.04, once=True) == ((1000, pytest.approx(norm.isf(0.04))),)
+    assert [n for n, _ in readings(1001, 0.04)] == [251, 501, 751, 1001]
+
+
+def test_a_quarter_is_where_a_gate_may_stop_that_bets_leave_open():
+    item = np.arange(1000)  # evenly spread: of ten, seven are right; some break, some are fixed
+    dense = (item % 10 < 7).astype(float)
+    broken, fixed = item * 7919 % 1000 < 215, item * 4241 % 1000 < 200
+    compressed = np.where(dense > 0, ~broken, fixed).astype(float)
+    claim, looks = retention(0.95), [64, 128, 256, 512, 768, 1000]
+
+    def at(n: int, declared: int) -> Verdict:
+        seen = [look for look in looks if look <= n]
+        return stats.decide(dense[:n], compressed[:n], 0.0, claim, declared=declared, looks=seen)
+
+    assert at(512, 1000) is DEGRADED  # by what the first 500 show
+    assert at(512, 990) is UNDECIDED
+    assert at(499, 1000) is UNDECIDED
 
 
 def test_the_mixture_of_bets_is_fair_at_mean_zero():
@@ -234,9 +271,9 @@ def test_a_verdict_that_stopped_a_run_stands_whatever_the_batches(case, batch):
 
 def test_fewer_looks_prove_no_more():
     dense, compressed = draw(np.random.default_rng(5), 400, 0.9, 0.3, 0.0)
-    every = stats.decide(dense, compressed, 0.0, retention(0.95), declared=1000)
+    every = stats.decide(dense, compressed, 0.0, retention(0.95), declared=900)
     assert every is DEGRADED
-    early = stats.decide(dense, compressed, 0.0, retention(0.95), declared=1000, looks=[5])
+    early = stats.decide(dense, compressed, 0.0, retention(0.95), declared=900, looks=[5])
     assert early is UNDECIDED
 
 
