@@ -11,7 +11,7 @@ a block multiplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from capcheck.blocks import Matrix
 from capcheck.errors import ModelError
 from capcheck.experts import ExpertInputs, one_by_one
 from capcheck.methods.statistics import Statistic
+from capcheck.replay import exchanged
 
 S = TypeVar("S", bound=Statistic)
 
@@ -121,28 +122,18 @@ class _Observer(Generic[S]):
         return self._statistics[leader]
 
 
-class _Shortened:
-    """Exchanges the forward of the layer that is called last, once it is known which that is.
+class _Shortened(ExitStack):
+    """While it is entered, the layer that is called last is not run, once it is known which it is.
 
     It is known where each layer is called once in the first micro-batch. Experts that lie in one
     parameter are no layers, so there must be none.
     """
 
     def __init__(self, matrices: Sequence[Matrix]) -> None:
+        super().__init__()
         self._matrices = {matrix.name: matrix for matrix in matrices}
-        self._order: list[str] | None = None
-        self._exchanged: Matrix | None = None
-        self._before: Any = None  # a forward that the module itself holds
-
-    def __enter__(self) -> _Shortened:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._exchanged is not None:
-            own = self._exchanged.module.__dict__
-            del own["forward"]
-            if self._before is not None:
-                own["forward"] = self._before
+        self._order: list[str] = []
+        self._known = False
 
     def after(self, called: list[str]) -> None:
         """Take the names of the layers that a micro-batch called, in order.
@@ -150,21 +141,20 @@ class _Shortened:
         Raises:
             ModelError: another order than at first, when the last layer is not run any more.
         """
-        if self._order is None:
-            self._order = called
-            if sorted(called) == sorted(self._matrices):
-                self._exchanged = self._matrices[called[-1]]
-                own = self._exchanged.module.__dict__
-                self._before, own["forward"] = own.get("forward"), self._nothing
-        elif self._exchanged is not None and called != self._order:
+        if not self._order:
+            self._order, self._known = called, sorted(called) == sorted(self._matrices)
+            if self._known:
+                last = self._matrices[called[-1]]
+                self.enter_context(exchanged([last.module], [partial(_nothing, last.shape[0])]))
+        elif self._known and called != self._order:
             raise ModelError(
-                f"the layers around {self._exchanged.name} are called in one order at times and "
-                "in another at others, so this model cannot be calibrated; methods without "
+                f"the layers around {self._order[-1]} are called in one order at times and in "
+                "another at others, so this model cannot be calibrated; methods without "
                 "calibration work"
             )
 
-    def _nothing(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return zeros in place of what the layer gives, [..., outputs]."""
-        assert self._exchanged is not None
-        x: Tensor = args[0] if args else kwargs["input"]
-        return x.new_zeros(*x.shape[:-1], self._exchanged.shape[0])
+
+def _nothing(outputs: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Return zeros in place of what a layer gives, [..., outputs]."""
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x.new_zeros(*x.shape[:-1], outputs)

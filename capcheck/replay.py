@@ -7,7 +7,7 @@ at the price of its embeddings alone. After that any block runs by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +114,7 @@ class Replay:
 
             return record
 
-        with _forwards(self.blocks, [recorder(i) for i in range(len(self.blocks))]):
+        with exchanged(self.blocks, [recorder(i) for i in range(len(self.blocks))]):
             for ids in batches:
                 self.model.base_model(input_ids=ids, use_cache=False)
         return hidden
@@ -154,7 +154,7 @@ class Replay:
                         index, split_call(args, kwargs)[0]
                     )
 
-                with _forwards(self.blocks, [*map(skip, range(last)), give]):
+                with exchanged(self.blocks, [*map(skip, range(last)), give]):
                     logits = self.model(input_ids=ids, use_cache=False).logits
                 yield logits
         finally:
@@ -203,18 +203,21 @@ class Replay:
 
 
 @contextmanager
-def _forwards(blocks: nn.ModuleList, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Exchange the blocks' forwards; the modules stay, for models read their attributes."""
-    before = [block.__dict__.get("forward") for block in blocks]
+def exchanged(
+    modules: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]
+) -> Iterator[None]:
+    """Exchange modules' forwards; the modules stay, for models read their attributes."""
+    modules = list(modules)
+    before = [module.__dict__.get("forward") for module in modules]
     try:
-        for block, forward in zip(blocks, forwards, strict=True):
-            block.__dict__["forward"] = forward
+        for module, forward in zip(modules, forwards, strict=True):
+            module.__dict__["forward"] = forward
         yield
     finally:
-        for block, own in zip(blocks, before, strict=True):
-            block.__dict__.pop("forward", None)
+        for module, own in zip(modules, before, strict=True):
+            module.__dict__.pop("forward", None)
             if own is not None:
-                block.__dict__["forward"] = own
+                module.__dict__["forward"] = own
 
 
 def _share(value: Any, other: Any) -> Any:
