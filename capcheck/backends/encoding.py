@@ -26,6 +26,9 @@ from typing import Any
 from capcheck.backends.chat import Chat
 from capcheck.errors import ModelError, UsageError
 
+SHORTEST = 8
+"""A shorter beginning is not worth a pass of its own."""
+
 _KEPT = 16  # calls whose tokens are kept, of each kind
 
 
@@ -269,3 +272,17 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
+
+
+def shared(rows: Sequence[Row]) -> int:
+    """Return how many tokens all rows begin with, so that something of each is left to be read.
+
+    A row's first scored token needs the logits of the token before it, which is never shared. What
+    is not worth a pass of its own counts as nothing.
+    """
+    if len(rows) < 2:
+        return 0
+    # What the first and the last in order begin with, all between them begin with.
+    first, last = (choose(row.ids for row in rows) for choose in (min, max))
+    length = min(common(first, last), min(row.start for row in rows) - 1)
+    return length if length >= SHORTEST else 0

@@ -15,11 +15,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from capcheck.backends.encoding import Row, common
+from capcheck.backends.encoding import Row, shared
 from capcheck.backends.forward import rope_boundary
-
-SHORTEST = 8
-"""A shorter beginning is not worth a pass of its own."""
 
 
 class Beginnings:
@@ -49,19 +46,6 @@ class Beginnings:
         cache = read(self._model, rows[0].ids[:begun], padded=self._padded)
         self._goes_on = cache is not None
         return (0, None) if cache is None else (begun, cache)
-
-
-def shared(rows: Sequence[Row]) -> int:
-    """Return how many tokens all rows begin with, so that something of each is left to be read.
-
-    A row's first scored token needs the logits of the token before it, which is never shared.
-    """
-    if len(rows) < 2:
-        return 0
-    # What the first and the last in order begin with, all between them begin with.
-    first, last = (choose(row.ids for row in rows) for choose in (min, max))
-    length = min(common(first, last), min(row.start for row in rows) - 1)
-    return length if length >= SHORTEST else 0
 
 
 def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None:

@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 
-from capcheck.backends.encoding import Row, batches
+from capcheck.backends.encoding import Row, batches, shared
 from capcheck.backends.forward import rope_boundary, token_nats
-from capcheck.backends.prefix import Beginnings, read, repeated, shared
-from capcheck.backends.trees import Branch, Pack, Scored, packs
+from capcheck.backends.prefix import Beginnings, read, repeated
+from capcheck.backends.trees import Branch, Pack, Scored, distinct, groups, packs
 
 Cached = Callable[[], Any] | None
 Batch = tuple[list[Row], torch.Tensor]  # rows, and ln p of all their scored tokens, [n]
 
 _CACHED = 2**23  # bytes of the widest activations that are still fast on a CPU
 _LEAST_TOKENS = 256
-_GAIN = 0.8  # packs must hold this share of the tokens at most, or rows go side by side
+_GAIN = 0.8  # this share of the tokens is distinct at most, or rows go side by side
+_ALIKE = 0.9  # packs of a batch on a CPU are at least this long, next to the longest
 
 
 class Scoring:
@@ -58,16 +59,21 @@ class Scoring:
     def _batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
         if not rows:
             return
-        if self._worth_packing(rows, budget) and self._packable(rows):
-            begun, cache = self._beginnings.of(rows)
-            yield from self._packed(packs(rows, begun, budget), begun, cache, budget)
+        if not (self._worth_packing(rows) and self._packable(rows)):
+            yield from self._side_by_side(rows, budget)
             return
-        yield from self._side_by_side(rows, budget)
+        # A pass costs a CPU what its tokens do; an accelerator has to be filled.
+        least = 0 if self._device.type == "cpu" else budget
+        for begun, group in groups(rows, shared(rows), least):
+            cache = read(self.model, group[0].ids[:begun], padded=False) if begun else None
+            yield from self._packed(packs(group, begun, budget), begun, cache, budget)
 
     def _packed(self, found: list[Pack], begun: int, cache: Any, budget: int) -> Iterator[Batch]:
         while found:
             width = len(found[0].ids)  # the longest
             many = max(1, self._together(budget) // width)
+            if self._device.type == "cpu":  # padding costs as much as tokens do
+                many = min(many, sum(len(pack.ids) >= _ALIKE * width for pack in found))
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
             ids, positions, mask = tensors(batch, begun, self.model.dtype)
@@ -122,14 +128,13 @@ class Scoring:
         flat = [(number, one) for number, many in enumerate(scored) for one in many]
         where = torch.tensor([number * width + at for number, one in flat for at in one.places])
         targets = torch.tensor([token for _, one in flat for token in one.targets])  # [n]
-        device = self.model.get_input_embeddings().weight.device
         nats = token_nats(
             self.model,
-            ids.to(device),
+            ids.to(self._device),
             where,
             targets,
             cache,
-            **{name: tensor.to(device) for name, tensor in reading.items()},
+            **{name: tensor.to(self._device) for name, tensor in reading.items()},
         )
         return [one.row for _, one in flat], nats
 
@@ -138,20 +143,23 @@ class Scoring:
 
         On a CPU, activations that do not fit its cache cost more than small matrices do.
         """
-        weight = self.model.get_input_embeddings().weight
-        if weight.device.type != "cpu":
+        if self._device.type != "cpu":
             return budget
+        weight = self.model.get_input_embeddings().weight
         text = self.model.config.get_text_config()
         inner = getattr(text, "intermediate_size", None) or 4 * weight.shape[1]
         return min(budget, max(_LEAST_TOKENS, _CACHED // (inner * weight.element_size())))
 
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
     @staticmethod
-    def _worth_packing(rows: Sequence[Row], budget: int) -> bool:
+    def _worth_packing(rows: Sequence[Row]) -> bool:
         """Whether rows have enough in common; plain sequences need no mask, and run faster."""
-        if shared(rows):
-            return True
-        plain = sum(map(len, {tuple(row.ids[:-1]) for row in rows}))
-        return sum(len(pack.ids) for pack in packs(rows, 0, budget)) <= _GAIN * plain
+        plain = sum(len(ids) for ids in {tuple(row.ids[:-1]) for row in rows})
+        return bool(shared(rows)) or distinct(rows) <= _GAIN * plain
 
     def _packable(self, rows: Sequence[Row]) -> bool:
         """Whether the model can be asked for these rows as trees."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capcheck.backends import hf, prefix, scoring
-from capcheck.backends.encoding import Row
+from capcheck.backends.encoding import SHORTEST, Row, shared
 from capcheck.backends.hf import HFBackend
 from capcheck.calibrate import compress
 from tests.plain import LOUD, TOKENIZER, WORDS, plain_greedy, plain_loglik
@@ -39,7 +39,7 @@ def passes(monkeypatch):
 
 
 def test_the_header_is_longer_than_a_window():
-    assert len(TOKENIZER(HEADER)["input_ids"]) > WINDOW + prefix.SHORTEST
+    assert len(TOKENIZER(HEADER)["input_ids"]) > WINDOW + SHORTEST
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -97,7 +97,7 @@ def test_a_rounded_cache_is_rounded_once():
     ],
 )
 def test_what_is_shared(rows, length):
-    assert prefix.shared([Row(ids, start, i) for i, (ids, start) in enumerate(rows)]) == length
+    assert shared([Row(ids, start, i) for i, (ids, start) in enumerate(rows)]) == length
 
 
 def test_fewer_tokens_go_through_the_model():

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capcheck.backends import forward
+from capcheck.backends import encoding, forward, trees
 from capcheck.backends.encoding import Row, common
 from capcheck.backends.hf import HFBackend
 from capcheck.backends.scoring import narrowest_window, reads_trees
-from capcheck.backends.trees import PACK_TOKENS, packs
+from capcheck.backends.trees import PACK_TOKENS, distinct, groups, packs
 from tests.plain import LOUD, TOKENIZER, WORDS, plain_loglik
 from tests.tiny import ARCHITECTURES, MIXTURES, WINDOW, tiny_model
 
@@ -59,6 +59,23 @@ def test_loglik_is_that_of_each_alone(architecture, case, budget):
     found = HFBackend(model, TOKENIZER, batch_tokens=budget).loglik(CASES[case])
     for got, pair in zip(found, CASES[case], strict=True):
         assert got.nats == pytest.approx(plain_loglik(model, *pair), abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_long_headers_are_read_before_their_questions(architecture, seen, monkeypatch):
+    model = tiny_model(architecture, gain=LOUD)
+    monkeypatch.setattr(trees, "STEM_TOKENS", 10)
+    monkeypatch.setattr(trees, "_CHEAP", 2)
+    pairs = CASES["two headers"]
+    found = HFBackend(model, TOKENIZER).loglik(pairs)
+    for got, pair in zip(found, pairs, strict=True):
+        assert got.nats == pytest.approx(plain_loglik(model, *pair), abs=1e-4)
+    if narrowest_window(model.config) is None:
+        rows = HFBackend(model, TOKENIZER).encoder.pairs(pairs)
+        after = {distinct(group) - stem for stem, group in groups(rows, 0, 0)}
+        assert len(after) == 2
+        assert {tokens for _, tokens, _ in seen} == after
+        assert [masked for *_, masked in seen] == [True, True]
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -165,6 +182,47 @@ def test_a_tree_holds_every_row(sequences, begun, most):
                 assert [pack.positions[p] for p in reads[place]] == list(range(begun, at + 1))
         longest = max(len(one.row.ids) - 1 - begun for one in pack.scored)
         assert len(pack.ids) <= max(most, longest)
+
+
+@given(
+    st.lists(st.lists(token, min_size=3, max_size=14), min_size=1, max_size=12),
+    st.integers(0, 1),
+    st.integers(0, 20),
+)
+def test_groups_are_of_rows_that_begin_alike(sequences, begun, least):
+    rows = [
+        Row([1] * begun + ids, begun + len(ids) // 2 + 1, number)
+        for number, ids in enumerate(sequences)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "STEM_TOKENS", 2)
+        patch.setattr(encoding, "SHORTEST", 2)
+        patch.setattr(trees, "_CHEAP", 1)
+        found = groups(rows, begun, least)
+    assert sorted(row.item for _, group in found for row in group) == list(range(len(rows)))
+    for stem, group in found:
+        assert len({tuple(row.ids[:stem]) for row in group}) == 1
+        assert all(stem < row.start for row in group)
+        assert stem == begun or (stem >= 2 and distinct(group) >= least)
+
+
+def test_headers_make_groups_and_single_questions_none():
+    rows = [
+        Row([7, header, *[header] * 600, question, *[question] * 70, choice, 0], 674, 0)
+        for header in range(2)
+        for question in range(6)
+        for choice in range(4)
+    ]
+    alone = [Row([7, 9 + at, *[0] * 700, 1], 702, 0) for at in range(3)]
+    found = groups(rows + alone, 1, 0)
+    assert [(stem, len(group)) for stem, group in found] == [(602, 24), (602, 24), (1, 3)]
+    assert groups(rows, 1, 2000) == [(1, sorted(rows, key=lambda row: row.ids))]
+
+
+@given(st.lists(st.lists(token, min_size=2, max_size=6), min_size=1, max_size=12))
+def test_distinct_tokens_are_counted_once(sequences):
+    rows = [Row(ids, 1, number) for number, ids in enumerate(sequences)]
+    assert distinct(rows) == len({tuple(ids[:n]) for ids in sequences for n in range(1, len(ids))})
 
 
 @given(st.lists(st.lists(token, min_size=2, max_size=6), min_size=1, max_size=12))
