@@ -17,12 +17,8 @@ import torch
 from capcheck.backends import distribution
 from capcheck.backends.chat import Chat
 from capcheck.backends.encoding import Encoder, Row, batches
-from capcheck.backends.forward import (
-    context_length,
-    greedy,
-    quiet,
-    rope_boundary,
-)
+from capcheck.backends.forward import context_length, quiet, rope_boundary
+from capcheck.backends.greedy import greedy
 from capcheck.backends.identity import describe, device_name, weights_digest
 from capcheck.backends.prefix import Beginnings, read, repeated
 from capcheck.backends.scoring import Scoring

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capcheck.backends import prefix
-from capcheck.backends.forward import greedy
+from capcheck.backends.greedy import greedy
 from capcheck.backends.hf import HFBackend
 from capcheck.calibrate import compress
 from tests.plain import LOUD, PROMPTS, TOKENIZER, WORDS, plain_greedy
