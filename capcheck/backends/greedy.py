@@ -1,12 +1,17 @@
-"""Greedy generation for many prompts at once."""
+"""Greedy generation for many prompts: rows that are done leave the batch, others take their place.
+
+A batch is run until half of it is done. Rows that wait are then read and join those that are not
+done, the keys and values of each moved to the right end (iteration-level scheduling: Yu et al.
+2022, "Orca", OSDI, section 3.1, here once for several tokens). Transformers takes the steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -15,7 +20,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from capcheck.backends.batch import Batch, gathered
 from capcheck.backends.forward import rows_only
+from capcheck.backends.prefix import repeated
+
+Turnover = Literal["none", "leave", "join"]
+"""Whether rows of a batch may leave it before its end, and others join it."""
 
 
 def greedy(
@@ -24,74 +34,168 @@ def greedy(
     max_tokens: int,
     ends: Sequence[int],
     done: Callable[[int, list[int]], bool] | None = None,
+    *,
+    budget: int,
+    turnover: Turnover = "none",
     begun: int = 0,
     cache: Any = None,
-    *,
-    leave: bool = False,
 ) -> tuple[list[list[int]], list[bool]]:
-    """Generate greedily for all prompts at once, padded on the left, until every row is done.
-
-    Padding stands behind what all prompts begin with where that is in a cache.
+    """Generate greedily for all prompts, as many at a time as the budget allows.
 
     Args:
         model: a causal language model in evaluation mode.
-        prompts: the token ids of each prompt, none empty.
+        prompts: the token ids of each prompt, none empty, the longest first.
         max_tokens: the most tokens to generate.
         ends: tokens that end a row.
         done: called with the number of a row and its generated ids, whether the row is done.
+        budget: the most tokens of a batch, padding and tokens to generate counted; a single longer
+            row goes alone.
+        turnover: "leave" where the model's cache is one of keys and values alone, "join" where none
+            of its layers has a window.
         begun: how many tokens all prompts begin with whose keys and values are in `cache`.
-        cache: those keys and values, for as many rows as there are prompts.
-        leave: rows leave the batch when half of it is done. The model's cache must be one of keys
-            and values alone.
+        cache: those keys and values, of one sequence.
 
     Returns:
-        The generated ids of each row (what follows a row's end is padding), and whether all its
-        logits were finite.
+        The generated ids of each row, the token that ended it included, and whether all its logits
+        were finite.
     """
-    width = max(map(len, prompts))
-    pad = ends[0] if ends else 0  # hidden by the mask, so any known token will do
-    gaps = [width - len(p) for p in prompts]
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor(
-        [[*p[:begun], *[pad] * gap, *p[begun:]] for p, gap in zip(prompts, gaps, strict=True)],
-        device=device,
-    )  # [b, t]
-    mask = torch.tensor(
-        [[1] * begun + [0] * gap + [1] * (width - gap - begun) for gap in gaps], device=device
-    )  # [b, t]
-    rows = _Rows(len(prompts), width, frozenset(ends), done, leave)
+    writing = _Writing(model, prompts, max_tokens, ends, done, turnover)
+    waiting = deque(range(len(prompts)))
+    batch: Batch | None = None
     # Transformers fills what is not set from the model's own configuration: penalties, forced
     # tokens and the like. For the time being that is the fresh one.
     theirs = model.generation_config
     try:
         with rows_only(model.get_output_embeddings(), lambda hidden: hidden[:, -1:]):
-            while rows.left:
-                model.generation_config = GenerationConfig(
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=width + max_tokens - ids.shape[1],
-                    eos_token_id=list(ends) or None,
-                    pad_token_id=pad,
-                    use_cache=True,
-                    return_dict_in_generate=True,
-                )
-                out = model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=model.generation_config,
-                    past_key_values=cache,
-                    logits_processor=LogitsProcessorList([rows.watch]),
-                    stopping_criteria=StoppingCriteriaList([rows]),
-                )
-                ids, cache = out.sequences, out.past_key_values  # [b, t + new]
-                stay = rows.leave(ids, max_tokens)
-                if stay:
-                    ids, mask = ids[stay], F.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
-                    mask = mask[stay]
-                    cache.batch_select_indices(torch.tensor(stay, device=device))
+            while waiting or batch:
+                if batch is None or turnover == "join":
+                    batch = writing.joined(batch, waiting, budget, begun, cache)
+                if batch:
+                    writing.run(batch)
+                    batch = writing.rest([batch])
     finally:
         model.generation_config = theirs
-    return rows.new, rows.sound
+    return writing.new, writing.sound
+
+
+class _Writing:
+    """The rows of a call and what they have generated.
+
+    Attributes:
+        new: the generated ids of each row.
+        sound: whether all logits of a row were finite.
+        ended: the numbers of the rows that are done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        ends: Sequence[int],
+        done: Callable[[int, list[int]], bool] | None,
+        turnover: Turnover,
+    ) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.max_tokens = max_tokens
+        self.ends = list(ends)
+        self.done = done
+        self.turnover = turnover
+        self.pad = ends[0] if ends else 0  # hidden by the mask, so any known token will do
+        self.new: list[list[int]] = [[] for _ in prompts]
+        self.sound = [True] * len(prompts)
+        self.ended: set[int] = set()
+
+    def joined(
+        self, batch: Batch | None, waiting: deque[int], budget: int, begun: int, cache: Any
+    ) -> Batch | None:
+        """Return a batch with as many more of those that wait as the budget allows."""
+        if not waiting:
+            return batch
+        width = max(len(self.prompts[waiting[0]]), batch.ids.shape[1] if batch else 0)
+        many = budget // (width + self.max_tokens) - len(batch.rows if batch else [])
+        fresh = [waiting.popleft() for _ in range(min(many, len(waiting)))]
+        if not (fresh or batch):
+            fresh = [waiting.popleft()]
+        if not fresh:
+            return batch
+        more = self._begun(fresh, begun, cache)
+        if self.turnover != "join":
+            return more
+        self.run(more, 1)
+        return self.rest([batch, more] if batch else [more])
+
+    def _begun(self, rows: list[int], begun: int, cache: Any) -> Batch:
+        """Return a batch padded on the left, behind what all its rows begin with."""
+        prompts = [self.prompts[row] for row in rows]
+        width = max(map(len, prompts))
+        gaps = [width - len(prompt) for prompt in prompts]
+        device = self.model.get_input_embeddings().weight.device
+        ids = torch.tensor(
+            [
+                [*prompt[:begun], *[self.pad] * gap, *prompt[begun:]]
+                for prompt, gap in zip(prompts, gaps, strict=True)
+            ],
+            device=device,
+        )  # [b, t]
+        mask = torch.tensor(
+            [[1] * begun + [0] * gap + [1] * (width - gap - begun) for gap in gaps], device=device
+        )  # [b, t]
+        return Batch(rows, ids, mask, None if cache is None else repeated(cache, len(rows)))
+
+    def run(self, batch: Batch, most: int | None = None) -> None:
+        """Generate at most so many tokens, or until enough of the batch is done."""
+        steps = _Steps(self, batch)
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=most or self.max_tokens - min(len(self.new[row]) for row in batch.rows),
+            eos_token_id=self.ends or None,
+            pad_token_id=self.pad,
+            use_cache=True,
+            return_dict_in_generate=True,
+        )
+        out = self.model.generate(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            generation_config=self.model.generation_config,
+            past_key_values=batch.cache,
+            logits_processor=LogitsProcessorList([steps.watch]),
+            stopping_criteria=StoppingCriteriaList([steps]),
+        )
+        added = out.sequences.shape[1] - batch.ids.shape[1]
+        batch.ids, batch.cache = out.sequences, out.past_key_values
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), added)], 1)
+        for row, sound in zip(batch.rows, steps.watch.sound.tolist(), strict=True):
+            self.sound[row] = self.sound[row] and sound
+
+    def add(self, row: int, token: int) -> None:
+        """Take in the next token of a row that has not ended."""
+        new = self.new[row]
+        new.append(token)
+        if (
+            token in self.ends
+            or len(new) >= self.max_tokens
+            or (self.done is not None and self.done(row, new))
+        ):
+            self.ended.add(row)
+
+    def rest(self, batches: Iterable[Batch]) -> Batch | None:
+        """Return those that have not ended as one batch, or None where there are none."""
+        parts = []
+        for batch in batches:
+            stay = [at for at, row in enumerate(batch.rows) if row not in self.ended]
+            if stay:
+                parts.append((batch, torch.tensor(stay, device=batch.ids.device)))
+        if not parts:
+            return None
+        rows = [batch.rows[at] for batch, staying in parts for at in staying.tolist()]
+        if self.turnover == "join":
+            return gathered(parts, self.max_tokens - min(len(self.new[row]) for row in rows))
+        ((batch, staying),) = parts  # and its padding stays
+        batch.cache.batch_select_indices(staying)
+        return Batch(rows, batch.ids[staying], batch.mask[staying], batch.cache)
 
 
 class _Watch(LogitsProcessor):
@@ -106,57 +210,20 @@ class _Watch(LogitsProcessor):
         return scores
 
 
-class _Rows(StoppingCriteria):
-    """The rows of a batch that is being generated: which are done, and when they leave it.
+class _Steps(StoppingCriteria):
+    """Takes in what a batch generates, a token at a time, and says which of its rows are done."""
 
-    Args:
-        many: how many rows there are.
-        width: the tokens of a prompt, padding counted.
-        ends, done, leave: as `greedy` has them.
-
-    Attributes:
-        left: the numbers of the rows in the batch, as they stand in it.
-        new: what each row has generated, once it was taken in.
-        sound: whether all logits of a row were finite.
-    """
-
-    def __init__(
-        self,
-        many: int,
-        width: int,
-        ends: frozenset[int],
-        done: Callable[[int, list[int]], bool] | None,
-        leave: bool,
-    ) -> None:
-        self.left = list(range(many))
-        self.width = width
-        self.ends = ends
-        self.done = done
-        self.may_leave = leave
-        self.ended: set[int] = set()
-        self.new: list[list[int]] = [[] for _ in self.left]
-        self.sound = [True] * many
+    def __init__(self, writing: _Writing, batch: Batch) -> None:
+        self.writing = writing
+        self.rows = batch.rows
         self.watch = _Watch()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        for row, new in zip(self.left, input_ids[:, self.width :].tolist(), strict=True):
-            if row in self.ended:
-                continue
-            if new[-1] in self.ends or (self.done is not None and self.done(row, new)):
-                self.ended.add(row)
-        ended = [row in self.ended for row in self.left]
-        if self.may_leave and 2 * sum(ended) >= len(ended):
-            ended = [True] * len(ended)  # the batch is over; those that are not done make a new one
-        return torch.tensor(ended, device=input_ids.device)  # [b]
-
-    def leave(self, ids: torch.Tensor, max_tokens: int) -> list[int]:
-        """Take in `ids` `[b, t]`; return which sequences of the batch go on, as indices."""
-        for row, new in zip(self.left, ids[:, self.width :].tolist(), strict=True):
-            self.new[row] = new
-        for row, sound in zip(self.left, self.watch.sound.tolist(), strict=True):
-            self.sound[row] = self.sound[row] and sound
-        self.watch = _Watch()
-        full = ids.shape[1] - self.width >= max_tokens
-        stay = [at for at, row in enumerate(self.left) if row not in self.ended and not full]
-        self.left = [self.left[at] for at in stay]
-        return stay
+        ended = self.writing.ended
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            if row not in ended:
+                self.writing.add(row, token)
+        now = torch.tensor([row in ended for row in self.rows], device=input_ids.device)  # [b]
+        if self.writing.turnover != "none" and 2 * now.sum() >= len(now):
+            return torch.ones_like(now)  # the batch is over; those that are not done make a new one
+        return now

@@ -18,9 +18,9 @@ from capcheck.backends import distribution
 from capcheck.backends.chat import Chat
 from capcheck.backends.encoding import Encoder, Row, batches
 from capcheck.backends.forward import context_length, quiet, rope_boundary
-from capcheck.backends.greedy import greedy
+from capcheck.backends.greedy import Turnover, greedy
 from capcheck.backends.identity import describe, device_name, weights_digest
-from capcheck.backends.prefix import Beginnings, read, repeated
+from capcheck.backends.prefix import Beginnings, read
 from capcheck.backends.scoring import Scoring
 from capcheck.distributions import TokenNats, TopTokens
 from capcheck.errors import ModelError, OutOfMemoryError, UsageError
@@ -204,8 +204,12 @@ class HFBackend:
 
         answers: dict[int, Answer] = {}
         with self._asking():
-            for batch in batches(rows, self.batch_tokens, max_tokens, together):
-                answers.update(self._generate(batch, max_tokens, stop))
+            if self._turnover == "join":
+                parts = [sorted(rows, key=lambda row: -len(row.ids))]
+            else:
+                parts = batches(rows, self.batch_tokens, max_tokens, together)
+            for part in parts:
+                answers.update(self._generate(part, max_tokens, stop))
         return [answers[item] for item in range(len(prompts))]
 
     def _loglik(self, rows: list[Row], items: int, what: str) -> list[Loglik]:
@@ -220,7 +224,7 @@ class HFBackend:
         return [Loglik(n, t) for n, t in zip(nats, tokens, strict=True)]
 
     def _generate(
-        self, batch: list[Row], max_tokens: int, stop: Sequence[str]
+        self, rows: list[Row], max_tokens: int, stop: Sequence[str]
     ) -> Iterator[tuple[int, Answer]]:
         """Yield the number of each prompt and its answer."""
         ends = self._end_tokens()
@@ -229,24 +233,25 @@ class HFBackend:
             """Whether a stop string stands in what row `number` has generated so far."""
             # Only the end is decoded at every step; a hit is then confirmed in the whole text.
             reach = max(len(text.encode()) for text in stop) + 8
-            ids = batch[number].ids
+            ids = rows[number].ids
             if _first(self.encoder.text(ids + new[:-reach], new[-reach:]), stop) is None:
                 return False
             return _first(self.encoder.text(ids, new), stop) is not None
 
-        begun, cache = self._beginnings.of(batch)
-        prompts = [row.ids for row in batch]
+        # Behind a beginning that is read once, rows are padded.
+        begun, cache = self._beginnings.of(rows) if self._turnover == "join" else (0, None)
         found, sound = greedy(
             self.model,
-            prompts,
+            [row.ids for row in rows],
             max_tokens,
             ends,
             done if stop else None,
-            begun,
-            None if cache is None else repeated(cache, len(batch)),
-            leave=self._leaves,
+            budget=self.batch_tokens,
+            turnover=self._turnover,
+            begun=begun,
+            cache=cache,
         )
-        for row, new, is_sound in zip(batch, found, sound, strict=True):
+        for row, new, is_sound in zip(rows, found, sound, strict=True):
             if not is_sound:
                 raise _not_finite(f"prompt {row.item + 1}")
             end = next((at for at, token in enumerate(new) if token in ends), None)
@@ -255,9 +260,12 @@ class HFBackend:
             yield row.item, Answer(text[:cut], finished=end is not None or cut is not None)
 
     @cached_property
-    def _leaves(self) -> bool:
-        """Whether single rows can be taken out of what the model keeps of a batch."""
-        return read(self.model, [0], padded=False) is not None
+    def _turnover(self) -> Turnover:
+        """Whether rows may leave and join what the model keeps of a batch."""
+        if read(self.model, [0], padded=False) is None:
+            return "none"
+        windows = read(self.model, [0], padded=True) is None
+        return "leave" if windows or rope_boundary(self.model.config) is not None else "join"
 
     def _end_tokens(self) -> list[int]:
         """Return the end-of-sequence tokens of the checkpoint and of the tokenizer."""

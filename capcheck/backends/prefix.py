@@ -72,7 +72,8 @@ def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None
     known = (DynamicLayer,) if padded else (DynamicLayer, DynamicSlidingWindowLayer)
     if cache is None or type(cache) is not DynamicCache:
         return None
-    return cache if all(type(layer) in known for layer in cache.layers) else None
+    sound = all(type(layer) in known and layer.is_initialized for layer in cache.layers)
+    return cache if sound else None
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:

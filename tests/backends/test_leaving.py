@@ -43,7 +43,7 @@ def test_those_that_stay_go_on_as_alone(architecture, header, sizes):
 
     ids = [TOKENIZER(prompt)["input_ids"] for prompt in prompts]
     with torch.inference_mode():
-        texts, sound = greedy(model.eval(), ids, 12, [2], done, leave=True)
+        texts, sound = greedy(model.eval(), ids, 12, [2], done, budget=10**6, turnover="leave")
     assert all(sound)
     for row, (new, wanted) in enumerate(zip(texts, alone, strict=True)):
         kept = 1 if row % 3 else 5 + row
@@ -51,6 +51,51 @@ def test_those_that_stay_go_on_as_alone(architecture, header, sizes):
     assert found[0] == 12
     assert found[-1] <= 2
     assert len(found) <= 12
+
+
+@pytest.mark.parametrize("header", ["", " ".join(WORDS[:18]) + " "])
+@pytest.mark.parametrize("architecture", ALL)
+def test_those_that_wait_take_their_place(architecture, header, sizes):
+    """Whatever joins whatever, each row writes what it would have written alone."""
+    model = tiny_model(architecture, gain=LOUD)
+    prompts = [header + prompt for prompt in MANY]
+    alone = [plain_greedy(model, prompt, 12) for prompt in prompts]
+    longest = max(len(TOKENIZER(prompt)["input_ids"]) for prompt in prompts)
+    stops = ["a", " s"]
+    found = sizes(model)
+    backend = HFBackend(model, TOKENIZER, batch_tokens=4 * (longest + 12))
+    answers = backend.generate(prompts, 12, stops)
+    for answer, wanted in zip(answers, alone, strict=True):
+        text = TOKENIZER.decode(wanted, skip_special_tokens=True)
+        cut = min([at for stop in stops if (at := text.find(stop)) >= 0], default=None)
+        assert answer == text[:cut]
+    assert max(found) <= 5
+
+
+def test_a_batch_that_is_filled_up_takes_fewer_passes(sizes):
+    model = tiny_model("llama", gain=LOUD).eval()
+    ids = sorted((TOKENIZER(prompt)["input_ids"] for prompt in MANY), key=len, reverse=True)
+    found = sizes(model)
+    written, passes = {}, {}
+    with torch.inference_mode():
+        for turnover in ("none", "leave", "join"):
+            found.clear()
+            written[turnover], _ = greedy(
+                model,
+                ids,
+                24,
+                [],
+                lambda row, new: len(new) == (2 if row % 4 else 24),
+                budget=4 * (len(ids[0]) + 24),
+                turnover=turnover,
+            )
+            passes[turnover] = len(found)
+    assert [len(new) for new in written["join"]] == [(2 if row % 4 else 24) for row in range(12)]
+    assert written["join"] == written["leave"]
+    assert [new[: 2 if row % 4 else 24] for row, new in enumerate(written["none"])] == written[
+        "join"
+    ]
+    assert passes["join"] < 0.8 * passes["leave"]
 
 
 def test_a_back_end_lets_rows_leave(sizes):
@@ -92,5 +137,5 @@ def test_an_error_is_that_of_its_row():
     model.lm_head.register_forward_hook(spoil)
     ids = [[1, 5, 7], [1, 9], [1, 11]]
     with torch.inference_mode():
-        _, sound = greedy(model, ids, 8, [], lambda row, new: row != 1, leave=True)
+        _, sound = greedy(model, ids, 8, [], lambda row, new: row != 1, budget=99, turnover="leave")
     assert sound == [True, False, True]
