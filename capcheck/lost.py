@@ -11,14 +11,16 @@ are probabilities of events. Whole answers could not be compared so: every furth
 less likely, so the sum would always find against the longer one, and the mean over tokens for it,
 most of all for a loop, whose every token is likely. Of equally many words neither is favoured. A
 wrong answer with fewer words than the right one is taken whole, which speaks for the wrong one.
+Where a script puts no spaces between words, its characters are counted.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import regex
 
 from capcheck.recipe import Recipe
 from capcheck.result import Flip
@@ -27,6 +29,9 @@ from capcheck.tasks.choices import choices
 if TYPE_CHECKING:
     from capcheck.session import Session
     from capcheck.task import Task
+
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(rf"(?=[{_SPACELESS}])\X|[^\s{_SPACELESS}]+")
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,8 @@ def _duels(task: Task, flip: Flip) -> list[_Duel]:
 
 def _words(text: str, like: str) -> str:
     """Return as many words from the beginning of a text as another text has."""
-    count = len(like.split())
-    found = re.match(rf"\S+(?:\s+\S+){{0,{count - 1}}}", text)
-    assert found is not None
-    return found[0]
+    words = list(_WORD.finditer(text))[: max(1, len(_WORD.findall(like)))]
+    return text[: words[-1].end()]
 
 
 def _texts(duels: Sequence[_Duel]) -> list[str]:

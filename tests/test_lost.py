@@ -8,7 +8,7 @@ import pytest
 
 from capcheck import choices, generation, task
 from capcheck.errors import VacuousError
-from capcheck.lost import judged
+from capcheck.lost import _words, judged
 from capcheck.recipe import Recipe
 from capcheck.result import Answer, Flip, Score
 from capcheck.session import Session
@@ -170,3 +170,20 @@ def test_no_time_left():
     assert gates[0].verdict == "degraded"
     assert gates[0].lost is None
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "like", "beginning"),
+    [
+        ("Bob  Ray, who was", "Ann Lee", "Bob  Ray,"),
+        ("Bob", "Ann Lee", "Bob"),
+        ("mother-in-law of the", "well-known", "mother-in-law"),
+        ("東京は日本の首都です", "大阪", "東京"),
+        ("とうきょうです", "おおさか", "とうきょ"),
+        ("GPT-4は新しい", "BERTは", "GPT-4は"),
+        ("กรุงเทพ", "กา", "กรุ"),  # with the mark below its character
+        ("Bob was", "", "Bob"),
+    ],
+)
+def test_words_and_where_there_are_no_spaces_characters_are_counted(text, like, beginning):
+    assert _words(text, like) == beginning
