@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from capcheck import calibrate, device, digests
+from capcheck.backends import hub
 from capcheck.device import DeviceModels
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
@@ -104,7 +105,7 @@ def test_the_store_knows_all_code_that_compresses():
 def test_with_a_baseline_one_model_is_held(folder, tmp_path, monkeypatch):
     """The dense model is loaded to be compressed in place, and each recipe starts from it anew."""
     held = []
-    monkeypatch.setattr(device.hub, "check_memory", lambda *args: held.append(args[-1]))
+    monkeypatch.setattr(hub, "check_memory", lambda *args: held.append(args[-1]))
     usual, alone = models(folder), models(folder, baseline=tmp_path, compress=RECIPES)
     pairs = [("The cat sat on the mat and", " looked at the old dog")]
     for recipe in RECIPES:
@@ -118,7 +119,7 @@ def test_with_a_baseline_one_model_is_held(folder, tmp_path, monkeypatch):
 
 def test_with_a_baseline_a_checkpoint_needs_no_dense_weights(folder, tmp_path, monkeypatch):
     held = []
-    monkeypatch.setattr(device.hub, "check_memory", lambda *args: held.append(args[-1]))
+    monkeypatch.setattr(hub, "check_memory", lambda *args: held.append(args[-1]))
     other = save(tmp_path / "other", tiny_model("llama", seed=3), tiny_tokenizer())
     recipe = Recipe.parse(f"load:'{other}'")
     asked = models(folder, baseline=tmp_path, compress=(recipe,))

@@ -42,6 +42,7 @@ LEVELS = (
     ),
     (
         "device",
+        "unloaded",
         "digests",
         "saving",
         "ready",
@@ -97,6 +98,7 @@ TORCH = {
     "widths",
     "backends",
     "device",
+    "unloaded",
     "digests",
     "saving",
 }
