@@ -8,7 +8,7 @@ done, the keys and values of each moved to the right end (iteration-level schedu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -68,11 +68,9 @@ def greedy(
     try:
         with rows_only(model.get_output_embeddings(), lambda hidden: hidden[:, -1:]):
             while waiting or batch:
-                if batch is None or turnover == "join":
-                    batch = writing.joined(batch, waiting, budget, begun, cache)
+                batch = writing.following(batch, waiting, budget, begun, cache)
                 if batch:
                     writing.run(batch)
-                    batch = writing.rest([batch])
     finally:
         model.generation_config = theirs
     return writing.new, writing.sound
@@ -107,24 +105,27 @@ class _Writing:
         self.sound = [True] * len(prompts)
         self.ended: set[int] = set()
 
-    def joined(
+    def following(
         self, batch: Batch | None, waiting: deque[int], budget: int, begun: int, cache: Any
     ) -> Batch | None:
-        """Return a batch with as many more of those that wait as the budget allows."""
-        if not waiting:
-            return batch
-        width = max(len(self.prompts[waiting[0]]), batch.ids.shape[1] if batch else 0)
-        many = budget // (width + self.max_tokens) - len(batch.rows if batch else [])
-        fresh = [waiting.popleft() for _ in range(min(many, len(waiting)))]
-        if not (fresh or batch):
-            fresh = [waiting.popleft()]
-        if not fresh:
-            return batch
-        more = self._begun(fresh, begun, cache)
-        if self.turnover != "join":
-            return more
-        self.run(more, 1)
-        return self.rest([batch, more] if batch else [more])
+        """Return what is left of a batch and as many of those that wait as the budget allows.
+
+        None where all of these have ended.
+        """
+        left = [row for row in batch.rows if row not in self.ended] if batch else []
+        parts = [batch] if batch and left else []
+        if waiting and (not left or self.turnover == "join"):
+            width = max(len(self.prompts[row]) + len(self.new[row]) for row in [*left, waiting[0]])
+            many = budget // (width + self.max_tokens) - len(left)
+            many = max(many, 0 if left else 1)  # a single longer row goes alone
+            fresh = [waiting.popleft() for _ in range(min(many, len(waiting)))]
+            if fresh:
+                more = self._begun(fresh, begun, cache)
+                if self.turnover != "join":
+                    return more
+                self.run(more, 1)
+                parts.append(more)
+        return self._rest(parts)
 
     def _begun(self, rows: list[int], begun: int, cache: Any) -> Batch:
         """Return a batch padded on the left, behind what all its rows begin with."""
@@ -181,7 +182,7 @@ class _Writing:
         ):
             self.ended.add(row)
 
-    def rest(self, batches: Iterable[Batch]) -> Batch | None:
+    def _rest(self, batches: Sequence[Batch]) -> Batch | None:
         """Return those that have not ended as one batch, or None where there are none."""
         parts = []
         for batch in batches:
