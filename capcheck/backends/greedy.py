@@ -224,7 +224,7 @@ class _Steps(StoppingCriteria):
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row not in ended:
                 self.writing.add(row, token)
-        now = torch.tensor([row in ended for row in self.rows], device=input_ids.device)  # [b]
-        if self.writing.turnover != "none" and 2 * now.sum() >= len(now):
-            return torch.ones_like(now)  # the batch is over; those that are not done make a new one
-        return now
+        now = [row in ended for row in self.rows]
+        if self.writing.turnover != "none" and 2 * sum(now) >= len(now):
+            now = [True] * len(now)  # the batch is over; those that are not done make a new one
+        return torch.tensor(now, device=input_ids.device)  # [b]
