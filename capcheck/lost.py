@@ -11,7 +11,7 @@ are probabilities of events. Whole answers could not be compared so: every furth
 less likely, so the sum would always find against the longer one, and the mean over tokens for it,
 most of all for a loop, whose every token is likely. Of equally many words neither is favoured. A
 wrong answer with fewer words than the right one is taken whole, which speaks for the wrong one.
-Where a script puts no spaces between words, its characters are counted.
+Where a script puts no spaces between words, its characters are counted, with their punctuation.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from capcheck.session import Session
     from capcheck.task import Task
 
-_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_WORD = regex.compile(rf"(?=[{_SPACELESS}])\X|[^\s{_SPACELESS}]+")
+_SPACELESS = r"ー\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(rf"\p{{P}}*(?=[{_SPACELESS}])\X\p{{P}}*|[^\s{_SPACELESS}]+")
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,8 @@ def test_no_time_left():
         ("mother-in-law of the", "well-known", "mother-in-law"),
         ("東京は日本の首都です", "大阪", "東京"),
         ("とうきょうです", "おおさか", "とうきょ"),
+        ("「東京」、日本", "大阪", "「東京」、"),
+        ("ーーー", "ab", "ー"),
         ("GPT-4は新しい", "BERTは", "GPT-4は"),
         ("กรุงเทพ", "กา", "กรุ"),  # with the mark below its character
         ("Bob was", "", "Bob"),

@@ -18,7 +18,7 @@ class Batch:
 
     Attributes:
         rows: their numbers.
-        ids, mask: their tokens and which of them are not padding, `[b, t]`; the last never is.
+        ids, mask: their tokens, and 0 for padding, `[b, t]`; the last is never padding.
         cache: keys and values of all tokens but the last, or of those that all begin with.
     """
 
@@ -61,8 +61,8 @@ def gathered(parts: Sequence[tuple[Batch, torch.Tensor]], room: int) -> Batch:
     """Make one batch of rows of several, each moved to the right end, whatever padding it had.
 
     Args:
-        parts: batches that have been run, whose keys and values are used up, and which of their
-            rows, `[b]`.
+        parts: batches that have been run, which are emptied of their keys and values, and which
+            of their rows go on, `[b]`, on the host.
         room: how many tokens will come.
     """
     masks = [batch.mask[stay] for batch, stay in parts]  # [b, t] each

@@ -36,6 +36,7 @@ def greedy(
     done: Callable[[int, list[int]], bool] | None = None,
     *,
     budget: int,
+    context: int | None = None,
     turnover: Turnover = "none",
     begun: int = 0,
     cache: Any = None,
@@ -50,16 +51,17 @@ def greedy(
         done: called with the number of a row and its generated ids, whether the row is done.
         budget: the most tokens of a batch, padding and tokens to generate counted; a single longer
             row goes alone.
-        turnover: "leave" where the model's cache is one of keys and values alone, "join" where none
-            of its layers has a window.
+        context: the most tokens the model takes; every prompt and `max_tokens` fit in.
+        turnover: "leave" where the model's cache is one of keys and values alone; "join" where also
+            none of its layers has a window, and all rows turn by the same angles.
         begun: how many tokens all prompts begin with whose keys and values are in `cache`.
         cache: those keys and values, of one sequence.
 
     Returns:
         The generated ids of each row, the token that ended it included, and whether all its logits
-        were finite.
+        were finite. Where some are not, nothing more is generated.
     """
-    writing = _Writing(model, prompts, max_tokens, ends, done, turnover)
+    writing = _Writing(model, prompts, max_tokens, ends, done, context, turnover)
     waiting = deque(range(len(prompts)))
     batch: Batch | None = None
     # Transformers fills what is not set from the model's own configuration: penalties, forced
@@ -67,7 +69,7 @@ def greedy(
     theirs = model.generation_config
     try:
         with rows_only(model.get_output_embeddings(), lambda hidden: hidden[:, -1:]):
-            while waiting or batch:
+            while (waiting or batch) and all(writing.sound):
                 batch = writing.following(batch, waiting, budget, begun, cache)
                 if batch:
                     writing.run(batch)
@@ -92,6 +94,7 @@ class _Writing:
         max_tokens: int,
         ends: Sequence[int],
         done: Callable[[int, list[int]], bool] | None,
+        context: int | None,
         turnover: Turnover,
     ) -> None:
         self.model = model
@@ -99,6 +102,7 @@ class _Writing:
         self.max_tokens = max_tokens
         self.ends = list(ends)
         self.done = done
+        self.context = context
         self.turnover = turnover
         self.pad = ends[0] if ends else 0  # hidden by the mask, so any known token will do
         self.new: list[list[int]] = [[] for _ in prompts]
@@ -119,6 +123,8 @@ class _Writing:
             many = budget // (width + self.max_tokens) - len(left)
             many = max(many, 0 if left else 1)  # a single longer row goes alone
             fresh = [waiting.popleft() for _ in range(min(many, len(waiting)))]
+            if batch and not left:
+                batch.cache = None  # its room is needed now
             if fresh:
                 more = self._begun(fresh, begun, cache)
                 if self.turnover != "join":
@@ -148,10 +154,16 @@ class _Writing:
     def run(self, batch: Batch, most: int | None = None) -> None:
         """Generate at most so many tokens, or until enough of the batch is done."""
         steps = _Steps(self, batch)
+        before = [len(self.new[row]) for row in batch.rows]
+        most = most or self.max_tokens - min(before)
+        if self.context is not None:
+            # Rows that have ended go on to the end of the run, and know no places beyond it. The
+            # widest row of those that go on has come to its own end there.
+            most = min(most, self.context - batch.ids.shape[1])
         self.model.generation_config = GenerationConfig(
             do_sample=False,
             num_beams=1,
-            max_new_tokens=most or self.max_tokens - min(len(self.new[row]) for row in batch.rows),
+            max_new_tokens=most,
             eos_token_id=self.ends or None,
             pad_token_id=self.pad,
             use_cache=True,
@@ -168,8 +180,10 @@ class _Writing:
         added = out.sequences.shape[1] - batch.ids.shape[1]
         batch.ids, batch.cache = out.sequences, out.past_key_values
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), added)], 1)
-        for row, sound in zip(batch.rows, steps.watch.sound.tolist(), strict=True):
-            self.sound[row] = self.sound[row] and sound
+        finite = torch.stack(steps.watch.finite, 1).tolist()  # b lists of steps
+        for row, was, now in zip(batch.rows, before, finite, strict=True):
+            # What comes after a row's end is nothing to it.
+            self.sound[row] = self.sound[row] and all(now[: len(self.new[row]) - was])
 
     def add(self, row: int, token: int) -> None:
         """Take in the next token of a row that has not ended."""
@@ -188,7 +202,8 @@ class _Writing:
         for batch in batches:
             stay = [at for at, row in enumerate(batch.rows) if row not in self.ended]
             if stay:
-                parts.append((batch, torch.tensor(stay, device=batch.ids.device)))
+                # On the host: layers may lie on other devices than the ids.
+                parts.append((batch, torch.tensor(stay)))
         if not parts:
             return None
         rows = [batch.rows[at] for batch, staying in parts for at in staying.tolist()]
@@ -200,14 +215,14 @@ class _Writing:
 
 
 class _Watch(LogitsProcessor):
-    """Changes nothing; notes which rows had logits that are not finite."""
+    """Changes nothing; notes at every step which rows had logits that are finite, `[b]`."""
 
-    sound: torch.Tensor  # [b]
+    def __init__(self) -> None:
+        self.finite: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         # -inf alone is sound: some models hide tokens that way. NaN and +inf reach the maximum.
-        now = scores.amax(dim=-1).isfinite()  # [b]
-        self.sound = self.sound & now if hasattr(self, "sound") else now
+        self.finite.append(scores.amax(dim=-1).isfinite())
         return scores
 
 
@@ -218,13 +233,16 @@ class _Steps(StoppingCriteria):
         self.writing = writing
         self.rows = batch.rows
         self.watch = _Watch()
+        self.over = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         ended = self.writing.ended
-        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            if row not in ended:
-                self.writing.add(row, token)
+        # Some devices take one more step, which transformers then takes back.
+        if not self.over:
+            for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+                if row not in ended:
+                    self.writing.add(row, token)
         now = [row in ended for row in self.rows]
-        if self.writing.turnover != "none" and 2 * sum(now) >= len(now):
-            now = [True] * len(now)  # the batch is over; those that are not done make a new one
-        return torch.tensor(now, device=input_ids.device)  # [b]
+        # Half of the batch is enough; those that are not done make a new one.
+        self.over = all(now) or (self.writing.turnover != "none" and 2 * sum(now) >= len(now))
+        return torch.tensor([self.over or one for one in now], device=input_ids.device)  # [b]

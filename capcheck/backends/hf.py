@@ -238,7 +238,7 @@ class HFBackend:
                 return False
             return _first(self.encoder.text(ids, new), stop) is not None
 
-        # Behind a beginning that is read once, rows are padded.
+        # Rows are padded behind what they begin with, which a window would count as tokens.
         begun, cache = self._beginnings.of(rows) if self._turnover == "join" else (0, None)
         found, sound = greedy(
             self.model,
@@ -247,6 +247,7 @@ class HFBackend:
             ends,
             done if stop else None,
             budget=self.batch_tokens,
+            context=self.encoder.context,
             turnover=self._turnover,
             begun=begun,
             cache=cache,

@@ -51,8 +51,9 @@ class Memory:
 def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     """Estimate the memory that asking a dense and a compressed model takes.
 
-    The working memory is that of the widest layer at `batch_tokens` tokens, a key-value cache and a
-    mask of as many, and one chunk of logits. What a compression method needs comes on top.
+    The working memory is that of the widest layer at `batch_tokens` tokens, a mask of as many, one
+    chunk of logits, and a key-value cache with half as much again for rows that are about to join.
+    What a compression method needs comes on top.
 
     Args:
         info: the model.
@@ -67,7 +68,7 @@ def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     heads = _number(info, 1, "num_attention_heads", "n_head")
     keys = _number(info, heads, "num_key_value_heads") * _number(info, hidden // heads, "head_dim")
     context = _number(info, batch_tokens, "max_position_embeddings", "n_positions")
-    per_token = (6 * hidden + 3 * inner + 2 * layers * keys) * item + min(context, batch_tokens)
+    per_token = (6 * hidden + 3 * inner + 3 * layers * keys) * item + min(context, batch_tokens)
     return Memory(weights, batch_tokens * per_token + LOGITS)
 
 

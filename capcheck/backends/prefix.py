@@ -1,4 +1,4 @@
-"""What all questions of a batch begin with goes through the model once.
+"""What all questions begin with goes through the model once.
 
 Few-shot examples stand in front of every question of a task. Their keys and values are computed for
 one sequence and repeated for the batch; the questions go on from there. Results equal those of
@@ -7,6 +7,7 @@ whole sequences up to rounding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -20,7 +21,7 @@ from capcheck.backends.forward import rope_boundary
 
 
 class Beginnings:
-    """What the questions of a call begin with, for one model.
+    """What questions that are asked together begin with, for one model.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -43,6 +44,9 @@ class Beginnings:
         begun = shared(rows)
         if not begun:
             return 0, None
+        if self._padded and self._goes_on is None and not reads_gaps(self._model):
+            self._goes_on = False
+            return 0, None
         cache = read(self._model, rows[0].ids[:begun], padded=self._padded)
         self._goes_on = cache is not None
         return (0, None) if cache is None else (begun, cache)
@@ -58,7 +62,7 @@ def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None
             counts padding as it counts tokens, so such models then share nothing.
 
     Returns:
-        None where the model keeps anything else than keys and values of attention.
+        None where the model keeps anything else than keys and values of attention, of each layer.
     """
     device = model.get_input_embeddings().weight.device
     head = model.get_output_embeddings()
@@ -74,6 +78,46 @@ def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None
         return None
     sound = all(type(layer) in known and layer.is_initialized for layer in cache.layers)
     return cache if sound else None
+
+
+def reads_gaps(model: Any) -> bool:
+    """Whether padding between a beginning and what follows it changes nothing: tried, not assumed.
+
+    Some models count places, and padding among them, whatever mask and positions they are given.
+    What counts as equal is measured by what a mask changes that hides nothing.
+    """
+    if narrowest_window(model.config) is not None:  # too wide to be tried on a few tokens
+        return False
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    device = model.get_input_embeddings().weight.device
+    ids = [(1 + 7 * at) % vocabulary for at in range(12)]
+    begun, gap = 4, 5
+    cache = read(model, ids[:begun], padded=True)
+    if cache is None:
+        return False
+    whole = model(input_ids=torch.tensor([ids], device=device)).logits[0, begun:]
+    wanted = whole.float().log_softmax(-1)  # [12 - begun, vocab]
+    gapped = torch.tensor([[0] * gap + ids[begun:]], device=device)
+    hiding = torch.tensor([[1] * begun + [0] * gap + [1] * (12 - begun)], device=device)
+
+    def off(mask: torch.Tensor) -> float:
+        reading = {"attention_mask": mask}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            reading["position_ids"] = (mask.cumsum(1) - 1)[:, begun:]
+        logits = model(
+            input_ids=gapped, past_key_values=repeated(cache, 1), use_cache=True, **reading
+        ).logits[0, gap:]  # [12 - begun, vocab]
+        return float((logits.float().log_softmax(-1) - wanted).abs().mean())
+
+    return off(hiding) <= 0.1 * off(torch.ones_like(hiding)) + 1e-6
+
+
+def narrowest_window(config: Any) -> int | None:
+    """Return how far back the narrowest attention layer looks, or None where all see everything."""
+    text = config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    found = [getattr(text, name, None) for name in names]
+    return min((width for width in found if isinstance(width, int)), default=None)
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:

@@ -18,7 +18,7 @@ import torch
 
 from capcheck.backends.encoding import Row, batches, shared
 from capcheck.backends.forward import rope_boundary, token_nats
-from capcheck.backends.prefix import Beginnings, read, repeated
+from capcheck.backends.prefix import Beginnings, narrowest_window, read, repeated
 from capcheck.backends.trees import Branch, Pack, Scored, distinct, groups, packs
 
 Cached = Callable[[], Any] | None
@@ -72,8 +72,10 @@ class Scoring:
         while found:
             width = len(found[0].ids)  # the longest
             many = max(1, self._together(budget) // width)
+            # What stands before a pack is kept for each: at most twice what the budget allows for.
+            many = min(many, max(1, 2 * budget // (begun + width)))
             if self._device.type == "cpu":  # padding costs as much as tokens do
-                many = min(many, sum(len(pack.ids) >= _ALIKE * width for pack in found))
+                many = min(many, sum(len(pack.ids) >= _ALIKE * width for pack in found[:many]))
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
             ids, positions, mask = tensors(batch, begun, self.model.dtype)
@@ -254,10 +256,3 @@ def tensors(
     mask = torch.zeros(len(batch), 1, width, begun + width, dtype=dtype)  # [b, 1, t, begun + t]
     mask[:, 0, :, begun:].masked_fill_(~seen, torch.finfo(dtype).min)
     return ids, positions, mask
-
-
-def narrowest_window(config: Any) -> int | None:
-    """Return how far back the narrowest attention layer looks, or None where all see everything."""
-    text = config.get_text_config()
-    found = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((width for width in found if isinstance(width, int)), default=None)

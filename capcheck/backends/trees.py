@@ -100,14 +100,16 @@ def groups(rows: Sequence[Row], begun: int, least: int) -> list[tuple[int, list[
     found: list[tuple[int, list[Row]]] = []
     rest: list[Row] = []
     run: list[Row] = []
+    # With every stem, what all rows begin with is read again.
+    shortest = max(STEM_TOKENS, 8 * begun)
     ordered = sorted(rows, key=lambda row: row.ids)
     for row, after in zip(ordered, [*ordered[1:], None], strict=True):
         run.append(row)
-        if after is not None and common(row.ids, after.ids) > begun + _CHEAP:
+        if after is not None and common(row.ids, after.ids) >= shortest:
             continue
-        stem = shared(run)
-        # With every stem, what all rows begin with is read again.
-        if stem >= max(STEM_TOKENS, 8 * begun) and distinct(run) >= least:
+        stem, tokens = shared(run), distinct(run)
+        # What is left of an item's choices is too little for a pass.
+        if stem >= shortest and tokens >= max(least, stem + _CHEAP):
             found.append((stem, run))
         else:
             rest += run

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from capcheck.backends import prefix
+from capcheck.backends.forward import rope_boundary
 from capcheck.backends.greedy import greedy
 from capcheck.backends.hf import HFBackend
 from capcheck.calibrate import compress
@@ -96,6 +97,139 @@ def test_a_batch_that_is_filled_up_takes_fewer_passes(sizes):
         "join"
     ]
     assert passes["join"] < 0.8 * passes["leave"]
+
+
+@pytest.mark.parametrize("turnover", ["leave", "join"])
+def test_rows_that_are_done_do_not_go_on_beyond_the_context(turnover):
+    """A long prompt ends before the short ones do that joined it."""
+    model = tiny_model("gpt2", gain=LOUD).eval()  # an error where there is no place
+    context = model.config.n_positions
+    prompts = [[1 + at % 90 for at in range(context - 24)], *([5 + n, 9, 7 + n] for n in range(7))]
+    with torch.inference_mode():
+        alone = [greedy(model, [ids], 24, [], budget=context)[0][0] for ids in prompts]
+        new, _ = greedy(
+            model,
+            prompts,
+            24,
+            [],
+            lambda row, new: len(new) >= (8 if 1 <= row <= 4 else 24),
+            budget=5 * context,
+            context=context,
+            turnover=turnover,
+        )
+    assert [len(ids) for ids in new] == [24, 8, 8, 8, 8, 24, 24, 24]
+    assert all(ids == wanted[: len(ids)] for ids, wanted in zip(new, alone, strict=True))
+
+
+def test_a_device_may_take_one_step_more(monkeypatch):
+    """Transformers may find out a step late that a batch is over, and take that step back."""
+    from transformers.generation import utils
+
+    plain = getattr(utils, "DeferredStopCheck", None)
+    if plain is None:
+        pytest.skip("this transformers never does")
+
+    class Deferred(plain):
+        is_supported = staticmethod(lambda *args, **kwargs: True)
+
+    class Event:
+        def __init__(self, **kwargs):
+            pass
+
+        def record(self):
+            pass
+
+        synchronize = record
+
+    model = tiny_model("llama", gain=LOUD)
+    wanted = HFBackend(model, TOKENIZER).generate(MANY, 20, ["a", " s"])
+    monkeypatch.setattr(utils, "DeferredStopCheck", Deferred)
+    monkeypatch.setattr(torch, "Event", Event)
+    for budget in (4096, 120):
+        backend = HFBackend(model, TOKENIZER, batch_tokens=budget)
+        assert backend.generate(MANY, 20, ["a", " s"]) == wanted
+
+
+def test_a_model_that_counts_padding_shares_no_beginning():
+    """As one does that takes distances from where keys stand, and is told no positions."""
+    model = tiny_model("llama", gain=LOUD)
+    prompts = [" ".join(WORDS[:18]) + " " + prompt for prompt in MANY]
+    alone = [HFBackend(model, TOKENIZER).generate([prompt], 8, [])[0] for prompt in prompts]
+    own = model.forward
+
+    def forward(input_ids=None, attention_mask=None, past_key_values=None, **rest):
+        begun = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places = torch.arange(begun, begun + input_ids.shape[1])[None].expand(input_ids.shape)
+        return own(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=places,
+            **rest,
+        )
+
+    with torch.inference_mode():
+        assert prefix.reads_gaps(model.eval())
+        model.forward = forward
+        assert not prefix.reads_gaps(model)
+    assert HFBackend(model, TOKENIZER).generate(prompts, 8, []) == alone
+
+
+def test_what_is_not_finite_after_a_row_has_ended_is_nothing_to_it():
+    model = tiny_model("llama", gain=LOUD).eval()
+    steps = []
+
+    def spoil(module, args, output):
+        steps.append(None)
+        if len(steps) > 2:
+            output[0] = torch.nan
+        return output
+
+    model.lm_head.register_forward_hook(spoil)
+    prompts = [[1, 5, 7], [1, 9, 3], [1, 11, 8]]
+    with torch.inference_mode():
+        new, sound = greedy(
+            model, prompts, 6, [], lambda row, new: row == 0 and len(new) == 2, budget=99
+        )
+    assert [len(ids) for ids in new] == [2, 6, 6]
+    assert sound == [True, True, True]
+
+
+def test_of_rows_that_joined_the_right_one_is_at_fault_and_nothing_more_is_asked():
+    model = tiny_model("llama", gain=LOUD).eval()
+    prompts = [[1, 5, 7], [1, 9, 3], [1, 11, 8], [1, 4, 6], [1, 2, 2]]
+    seen = []
+
+    def spoil(module, args, output):
+        seen.append(len(output))
+        if len(seen) == 4:  # the third has joined the first
+            output[1] = torch.nan
+        return output
+
+    model.lm_head.register_forward_hook(spoil)
+    with torch.inference_mode():
+        _, sound = greedy(
+            model,
+            prompts,
+            6,
+            [],
+            lambda row, new: row == 1 and len(new) == 2,
+            budget=2 * 11,
+            turnover="join",
+        )
+    assert seen[:4] == [2, 2, 1, 2]
+    assert sound == [True, True, False, True, True]
+    assert len(seen) <= 8
+
+
+def test_where_a_length_turns_all_angles_none_joins():
+    model = tiny_model("phi3", gain=LOUD)
+    assert HFBackend(model, TOKENIZER)._turnover == "leave"  # a window
+    model = tiny_model("phi3", gain=LOUD)
+    model.config.sliding_window = None
+    backend = HFBackend(model, TOKENIZER)
+    assert prefix.read(model, [1], padded=True) is not None
+    assert backend._turnover == ("join" if rope_boundary(model.config) is None else "leave")
 
 
 def test_a_back_end_lets_rows_leave(sizes):

@@ -62,7 +62,7 @@ def test_generation_is_that_of_whole_sequences(architecture, passes):
     windows = any(
         kind != "full_attention" for kind in getattr(model.config, "layer_types", None) or ()
     ) or architecture in ("mistral", "phi3")
-    read = [length for length, used in passes if used and length > 1]
+    read = [length for length, used in passes if used and length > SHORTEST]
     assert read == (
         [] if windows else [shared(HFBackend(model, TOKENIZER).encoder.prompts(PROMPTS, 8))]
     )
