@@ -108,7 +108,14 @@ def check_scales(info: ModelInfo) -> None:
 
 def unpacked(model: Any, info: ModelInfo) -> Any:
     """Return a loaded model, its weights dequantized where transformers does that afterwards."""
-    if method_of(info.config) != "bitsandbytes_4bit":
+    method = method_of(info.config)
+    if method == "mxfp4":
+        for name, weight in model.named_parameters():
+            if name.endswith((".gate_up_proj", ".down_proj")):
+                # Older transformers give bfloat16 whatever dtype is asked for. It holds these
+                # weights as they are, but would round what is computed with them.
+                weight.data = weight.data.to(model.dtype)
+    if method != "bitsandbytes_4bit":
         return model
     # Its kernels on the CPU want widths that 32 divides, and compute in bfloat16.
     shapes = {}
