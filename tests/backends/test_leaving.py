@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from capcheck.backends import prefix
-from capcheck.backends.forward import rope_boundary
+from capcheck.backends import hf, prefix
 from capcheck.backends.greedy import greedy
 from capcheck.backends.hf import HFBackend
 from capcheck.calibrate import compress
@@ -31,11 +30,15 @@ def sizes(monkeypatch):
     return watch
 
 
-@pytest.mark.parametrize("header", ["", " ".join(WORDS[:18]) + " "])
+@pytest.fixture(params=["", " ".join(WORDS[:18]) + " "], ids=["", "header"])
+def prompts(request):
+    """Many prompts, with and without a header."""
+    return [request.param + prompt for prompt in MANY]
+
+
 @pytest.mark.parametrize("architecture", ALL)
-def test_those_that_stay_go_on_as_alone(architecture, header, sizes):
+def test_those_that_stay_go_on_as_alone(architecture, prompts, sizes):
     model = tiny_model(architecture, gain=LOUD)
-    prompts = [header + prompt for prompt in MANY]
     alone = [plain_greedy(model, prompt, 12) for prompt in prompts]
     found = sizes(model)
 
@@ -54,12 +57,10 @@ def test_those_that_stay_go_on_as_alone(architecture, header, sizes):
     assert len(found) <= 12
 
 
-@pytest.mark.parametrize("header", ["", " ".join(WORDS[:18]) + " "])
 @pytest.mark.parametrize("architecture", ALL)
-def test_those_that_wait_take_their_place(architecture, header, sizes):
+def test_those_that_wait_take_their_place(architecture, prompts, sizes):
     """Whatever joins whatever, each row writes what it would have written alone."""
     model = tiny_model(architecture, gain=LOUD)
-    prompts = [header + prompt for prompt in MANY]
     alone = [plain_greedy(model, prompt, 12) for prompt in prompts]
     longest = max(len(TOKENIZER(prompt)["input_ids"]) for prompt in prompts)
     stops = ["a", " s"]
@@ -222,14 +223,15 @@ def test_of_rows_that_joined_the_right_one_is_at_fault_and_nothing_more_is_asked
     assert len(seen) <= 8
 
 
-def test_where_a_length_turns_all_angles_none_joins():
-    model = tiny_model("phi3", gain=LOUD)
-    assert HFBackend(model, TOKENIZER)._turnover == "leave"  # a window
-    model = tiny_model("phi3", gain=LOUD)
-    model.config.sliding_window = None
-    backend = HFBackend(model, TOKENIZER)
-    assert prefix.read(model, [1], padded=True) is not None
-    assert backend._turnover == ("join" if rope_boundary(model.config) is None else "leave")
+@pytest.mark.parametrize(
+    ("architecture", "boundary", "turnover"),
+    [("llama", None, "join"), ("llama", 64, "leave"), ("mistral", None, "leave")],
+)
+def test_none_joins_where_there_is_a_window_or_a_length_turns_all_angles(
+    architecture, boundary, turnover, monkeypatch
+):
+    monkeypatch.setattr(hf, "rope_boundary", lambda config: boundary)
+    assert HFBackend(tiny_model(architecture), TOKENIZER)._turnover == turnover
 
 
 def test_a_back_end_lets_rows_leave(sizes):
