@@ -18,7 +18,14 @@ import torch
 
 from capcheck.backends.encoding import Row, batches, shared
 from capcheck.backends.forward import rope_boundary, token_nats
-from capcheck.backends.prefix import Beginnings, narrowest_window, read, repeated
+from capcheck.backends.prefix import (
+    Beginnings,
+    a_dozen,
+    is_rounding,
+    narrowest_window,
+    read,
+    repeated,
+)
 from capcheck.backends.trees import Branch, Pack, Scored, distinct, groups, packs
 
 Cached = Callable[[], Any] | None
@@ -160,7 +167,7 @@ class Scoring:
     @staticmethod
     def _worth_packing(rows: Sequence[Row]) -> bool:
         """Whether rows have enough in common; plain sequences need no mask, and run faster."""
-        plain = sum(len(ids) for ids in {tuple(row.ids[:-1]) for row in rows})
+        plain = sum(map(len, {tuple(row.ids[:-1]) for row in rows}))
         return bool(shared(rows)) or distinct(rows) <= _GAIN * plain
 
     def _packable(self, rows: Sequence[Row]) -> bool:
@@ -194,8 +201,7 @@ def reads_trees(model: Any) -> bool:
 
     What counts as equal is measured by what a model does that heeds neither mask nor positions.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [(1 + 7 * at) % vocabulary for at in range(12)]
+    ids = a_dozen(model)
     begun, stem, first, second = ids[:3], ids[3:6], ids[6:9], ids[9:]
     cache = read(model, begun, padded=False)
     if cache is None:
@@ -225,7 +231,7 @@ def reads_trees(model: Any) -> bool:
         heeding = off(position_ids=positions, attention_mask=mask)
     except (TypeError, ValueError, RuntimeError, IndexError):  # such a mask is not taken at all
         return False
-    return heeding <= 0.1 * off() + 1e-6
+    return is_rounding(heeding, off())
 
 
 def tensors(
