@@ -100,7 +100,7 @@ def _best(
     best, least = torch.ones_like(magnitudes), math.inf
     with trial.put_back(place.takers):
         for scales in method.candidates(magnitudes):
-            s = scales.to(wanted)
+            s = scales.to(weights[0])
             for view, weight in zip(views, weights, strict=True):
                 view.copy_(method.quantize((weight * s).to(dtype), step).to(s) / s)
             error = float((trial.run() - wanted).square().sum())

@@ -1,116 +1,255 @@
-"""An accelerator that is pretended on the CPU: what is on it is told apart, and counted."""
+"""An accelerator that is pretended: its tensors lie in host memory and say that they do not.
+
+To PyTorch it is a device of its own (`DEVICE`), so models are moved to it, tensors made on it and
+errors met as on a real one: an operation on tensors of two devices is refused. What is computed is
+what the CPU computes, bit for bit.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from capcheck import calibrate
-from capcheck.visits import Visits
+DEVICE = "pretended:0"
+"""Its name, while `pretended` is entered."""
+
+_HOST = torch.device("cpu")
+_INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
+_NEEDS_VALUES = (
+    *("_local_scalar_dense", "equal", "nonzero", "_unique2", "unique_dim", "masked_select"),
+)
 
 
 class PretendedAccelerator(TorchDispatchMode):
-    """Memory is that of the accelerator where it was sent there or computed from what was.
-
-    An operation on tensors of both sides is an error, as it is where there are two. What is made
-    from nothing may be on either, and counts as the accelerator's.
+    """What happens on the accelerator and between it and the host.
 
     Attributes:
-        alive: bytes on the accelerator now.
+        alive: bytes on it now.
         peak: the most there were.
+        waits: the operations at which the host waited for it, in order.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.alive = self.peak = 0
-        self._sides: dict[int, bool | None] = {}  # of storages: whether on the accelerator
+        self.waits: list[str] = []
+        self._known: set[int] = set()  # storages
 
-    def tag(self, tensor: Tensor, on: bool | None) -> None:
-        """Say where a tensor's memory is, if that is not known."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        known = key in self._sides
-        if known and (self._sides[key] is not None or on is None):
+    def holds(self, there: Tensor) -> None:
+        """Count the memory of a tensor for as long as it is alive."""
+        storage = there.untyped_storage()
+        if storage._cdata in self._known:
             return
-        if not known:
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
-        counted = known  # where it was on neither side
-        self._sides[key] = on
-        self.alive += storage.nbytes() * ((on is not False) - counted)
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        self.alive += storage.nbytes()
         self.peak = max(self.peak, self.alive)
 
-    def side(self, tensor: Tensor) -> bool | None:
-        """Return whether a tensor is on the accelerator; None where it may be on either."""
-        return self._sides.get(tensor.untyped_storage()._cdata)
-
     def _forget(self, key: int, size: int) -> None:
-        if self._sides.pop(key) is not False:
-            self.alive -= size
+        self._known.discard(key)
+        self.alive -= size
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if func is torch.ops.aten.index.Tensor:
-            given = given[:1]  # the index may lie in host memory
-        sides = {self.side(x) for x in given if x.dim()} - {None}
-        assert len(sides) < 2, f"{func} on tensors of two devices"
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self.tag(x, *(sides or {None}))
-        return out
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation where its tensors are."""
+        name = func.overloadpacket.__name__
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        own = [x for x in tensors if isinstance(x, _There)]
+        if own and name != "linear":  # what is made of others
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        where = kwargs.get("device")
+        goes = bool(own) if where is None else torch.device(where).type != "cpu"
+        if name in _INDEXING and isinstance(tensors[0], _There):
+            self.check(func, [x for x in tensors if x.dtype not in (torch.int64, torch.bool)])
+        elif name not in ("_to_copy", "copy_"):
+            self.check(func, tensors)
+        self._note_waits(name, args, kwargs, moved=bool(tensors) and goes is not bool(own))
+        host = list(tree_map(_inner, args)), tree_map(_inner, kwargs)
+        if where is not None:
+            host[1]["device"] = _HOST
+        if name == "histc":  # the CPU counts no integers
+            host[0][0] = host[0][0].double()
+        out = func(*host[0], **host[1])
+        for there in own:
+            assert there.shape == there.inner.shape, f"{func} cannot be pretended"
+        if not goes or name == "_local_scalar_dense":
+            return out
+        # What is changed in place is returned as it is.
+        same = {id(there.inner): there for there in own}
+
+        def there(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return same[id(x)] if id(x) in same else _There(x, self)
+
+        return tree_map(there, out)
+
+    @staticmethod
+    def check(func: Any, tensors: list[Tensor]) -> None:
+        """Raise the error of tensors that do not lie on one device."""
+        # Numbers of the host alone may meet what is elsewhere.
+        devices = {x.device for x in tensors if x.dim() or isinstance(x, _There)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device: {devices}")
+
+    def _note_waits(self, name: str, args: Any, kwargs: dict[str, Any], *, moved: bool) -> None:
+        """Note where a real accelerator would have been waited for."""
+        first = args[0] if args else None
+        there = isinstance(first, _There)
+        if name == "copy_":
+            moved = there is not isinstance(args[1], _There)
+        if name in ("_to_copy", "copy_"):
+            asked_not_to = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
+            waits = moved and not asked_not_to
+        elif name in _INDEXING and there:
+            indices = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
+            waits = any(x.dtype == torch.bool or not isinstance(x, _There) for x in indices)
+        else:
+            waits = there and name in _NEEDS_VALUES
+        if waits:
+            self.waits.append(name)
 
 
-class PretendedVisits(Visits):
-    """Visits to an accelerator that is not there; `pretended` makes them."""
+class _Attention(TorchFunctionMode):
+    """Attention of the accelerator is that of the CPU, not what PyTorch has for unknown devices."""
 
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention or type(args[0]) is not _There:
+            return func(*args, **kwargs)
+        accelerator = args[0].accelerator
+        accelerator.check(func, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)])
+        args, kwargs = tree_map(_inner, (args, kwargs))
+        return _There(func(*args, **kwargs), accelerator)
+
+
+class _There(Tensor):
+    """A tensor of the accelerator, and the one in host memory, `inner`, that has its values."""
+
+    inner: Tensor
     accelerator: PretendedAccelerator
-    needed = True
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def send(self, value: Any) -> Any:
-        return tree_map(lambda x: self._copied(x, True), value)
+    def __new__(cls, inner: Tensor, accelerator: PretendedAccelerator) -> _There:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(DEVICE),
+        )
+        made.inner, made.accelerator = inner, accelerator
+        accelerator.holds(inner)
+        return made  # type: ignore[no-any-return]
 
-    def bring(self, value: Any) -> Any:
-        return tree_map(lambda x: self._copied(x, False), value)
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        (accelerator, *_) = [x.accelerator for x in tree_leaves((args, kwargs)) if type(x) is cls]
+        return accelerator.run(func, args, kwargs or {})
 
-    def move(self, module: nn.Module, device: torch.device | None) -> None:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = self._copied(tensor.data, device is not self.home)
+    def tolist(self) -> Any:
+        """Return its values; PyTorch has no `tolist` for subclasses."""
+        self.accelerator.waits.append("tolist")
+        return self.inner.tolist()
 
-    def _copied(self, value: Any, on: bool) -> Any:
-        if not isinstance(value, Tensor) or self.accelerator.side(value) is on:
-            return value
-        with _disable_current_modes():
-            found = value.detach().clone()
-        self.accelerator.tag(found, on)
-        return found
+    def untyped_storage(self) -> Any:
+        """Return its memory; views of one tensor share it."""
+        return self.inner.untyped_storage()
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return f"{self.inner!r} on {DEVICE}"
+
+
+def _inner(value: Any) -> Any:
+    return value.inner if isinstance(value, _There) else value
+
+
+class _Module:
+    """What `torch.<its name>` is."""
+
+    def __init__(self) -> None:
+        self.entered = False
+
+    def is_available(self) -> bool:
+        return self.entered
+
+    def is_initialized(self) -> bool:
+        return self.entered
+
+    def device_count(self) -> int:
+        return int(self.entered)
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        """It has no random numbers of its own."""
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    """The same, for PyTorch's own code."""
+
+    def is_available(self) -> bool:
+        return _module.entered
+
+    def has_primary_context(self, device: int) -> bool:
+        return _module.entered
+
+    def is_built(self) -> bool:
+        return True
+
+
+_module = _Module()
+
+
+@cache
+def _register() -> None:
+    """Make the device known to PyTorch, which forgets none."""
+    backend_registration._setup_privateuseone_for_python_backend(
+        DEVICE.partition(":")[0], backend_module=_module, hook=_Hooks()
+    )
 
 
 @contextmanager
-def pretended(monkeypatch: Any, model: nn.Module) -> Iterator[PretendedAccelerator]:
-    """Have `capcheck.compress` work on an accelerator that is pretended; the model is at home."""
-    accelerator = PretendedAccelerator()
-    for tensor in (*model.parameters(), *model.buffers()):
-        accelerator.tag(tensor, False)
-
-    class Visiting(PretendedVisits):
-        def __init__(self, model: nn.Module, device: Any = None) -> None:
-            super().__init__(model)
-            self.device = None
-            self.accelerator = accelerator
-
-    monkeypatch.setattr(calibrate, "Visits", Visiting)
-    with accelerator:
-        yield accelerator
+def pretended() -> Iterator[PretendedAccelerator]:
+    """Have the accelerator until the end of the context."""
+    _register()
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    # Parameters stay the same objects when they are moved, as they do with a real device.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    lifts = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device=...)` comes here
+    _module.entered = True
+    try:
+        with PretendedAccelerator() as accelerator, _Attention():
+            yield accelerator
+    finally:
+        _module.entered = False
+        torch._C._set_only_lift_cpu_tensors(lifts)
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
