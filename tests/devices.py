@@ -151,14 +151,15 @@ class _There(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, inner: Tensor, accelerator: PretendedAccelerator) -> _There:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=torch.device(DEVICE),
-        )
+        with torch.inference_mode(inner.is_inference()):
+            made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+                cls,
+                inner.shape,
+                strides=inner.stride(),
+                storage_offset=inner.storage_offset(),
+                dtype=inner.dtype,
+                device=torch.device(DEVICE),
+            )
         made.inner, made.accelerator = inner, accelerator
         accelerator.holds(inner)
         return made  # type: ignore[no-any-return]

@@ -11,6 +11,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from capcheck.backends.forward import sent
+
 
 @dataclass
 class Batch:
@@ -18,7 +20,7 @@ class Batch:
 
     Attributes:
         rows: their numbers.
-        ids, mask: their tokens, and 0 for padding, `[b, t]`; the last is never padding.
+        ids, mask: their tokens, and 0 for padding, `[b, t]`, on the host; the last is no padding.
         cache: keys and values of all tokens but the last, or of those that all begin with.
     """
 
@@ -99,7 +101,7 @@ def gathered(parts: Sequence[tuple[Batch, torch.Tensor]], room: int) -> Batch:
 def _taken(states: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the states of places `[b, w]` of rows `[b]`, of `[n, heads, t, features]`."""
     heads, tokens, features = states.shape[1:]
-    rows, places = rows.to(states.device), places.to(states.device)
+    rows, places = sent(rows, states.device), sent(places, states.device)
     head = torch.arange(heads, device=rows.device)[:, None]
     first = (rows[:, None, None] * heads + head) * tokens  # [b, heads, 1]
     flat = (first + places[:, None]).flatten()  # [b * heads * w]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from capcheck.backends.encoding import Row, batches
-from capcheck.backends.forward import chunks_of_logits, rope_boundary, scored_at_once
+from capcheck.backends.forward import chunks_of_logits, rope_boundary, scored_at_once, sent
 from capcheck.distributions import Ints, TokenNats, TopTokens, spaced
 from capcheck.errors import ModelError
 
@@ -63,7 +63,7 @@ def nats_of_tokens(
     tokens = np.concatenate([top.tokens for top in tops])
 
     def theirs(log_p: torch.Tensor, at: Ints) -> list[torch.Tensor]:
-        some = torch.from_numpy(tokens[at].astype(np.int64)).to(log_p.device)  # [c, k]
+        some = sent(torch.from_numpy(tokens[at].astype(np.int64)), log_p.device)  # [c, k]
         return [log_p.gather(1, some), _rest(log_p, some), log_p.amax(dim=1)]
 
     found = _read(model, rows, [top.positions for top in tops], batch_tokens, theirs)
@@ -107,7 +107,7 @@ def _read(
             places[id(row)] = (at, (begins[row.item] + mine).astype(np.int32))
         before[row.item] += scored
     boundary = rope_boundary(model.config)
-    found: list[list[np.ndarray]] = []
+    found: list[list[torch.Tensor]] = []  # left where they are until all batches are under way
     order: list[Ints] = []
     for batch in batches(
         [row for row in rows if id(row) in places],
@@ -116,11 +116,17 @@ def _read(
     ):
         for which, parts in _batch(model, batch, [places[id(row)] for row in batch], read):
             order.append(which)
-            found.append([part.cpu().numpy() for part in parts])
+            found.append(parts)
     if not found:
         return []
     back = np.argsort(np.concatenate(order))
-    whole = [np.concatenate(parts)[back] for parts in zip(*found, strict=True)]
+    finite, *whole = [torch.cat(parts).cpu().numpy()[back] for parts in zip(*found, strict=True)]
+    if not finite.all():
+        raise ModelError(
+            "the model gives NaN or infinite logits for a document: its weights or "
+            "activations overflow; check the recipe, or load it in another dtype "
+            "(--capcheck-dtype=bfloat16 or float32)"
+        )
     return [[part[begin:end] for part in whole] for begin, end in pairwise(begins)]
 
 
@@ -130,21 +136,16 @@ def _batch(
     places: Sequence[tuple[Ints, Ints]],
     read: Callable[[torch.Tensor, Ints], list[torch.Tensor]],
 ) -> Iterator[tuple[Ints, list[torch.Tensor]]]:
+    """Yield which positions were read, and of each whether it is finite and what was read."""
     width = max(len(row.ids) for row in batch)
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch])  # [b, t]
     where = np.concatenate([number * width + at for number, (at, _) in enumerate(places)])
     which = np.concatenate([which for _, which in places])
     device = model.get_input_embeddings().weight.device
     rows = max(1, scored_at_once(model) // _COPIES)
-    chosen = torch.from_numpy(where.astype(np.int64)).to(device)  # [n], into [b * t]
-    with closing(chunks_of_logits(model, ids.to(device), chosen, rows)) as chunks:
+    chosen = torch.from_numpy(where.astype(np.int64))  # [n], into [b * t]
+    with closing(chunks_of_logits(model, sent(ids, device), chosen, rows)) as chunks:
         for number, logits in enumerate(chunks):
             log_p = logits.float().log_softmax(dim=1)  # [c, vocab]
             some = which[number * rows : number * rows + rows]
-            if not log_p.amax(dim=1).isfinite().all():
-                raise ModelError(
-                    "the model gives NaN or infinite logits for a document: its weights or "
-                    "activations overflow; check the recipe, or load it in another dtype "
-                    "(--capcheck-dtype=bfloat16 or float32)"
-                )
-            yield some, read(log_p, some)
+            yield some, [log_p.amax(dim=1).isfinite(), *read(log_p, some)]

@@ -42,8 +42,8 @@ def token_nats(
         for number, logits in enumerate(chunks):
             log_p = logits.float().log_softmax(-1)  # [c, vocab]
             mine = (owner // many == number).nonzero().squeeze(1)  # [m]
-            at, token = (x[mine].to(ids.device) for x in (owner % many, targets))  # [m]
-            nats[mine.to(ids.device)] = log_p[at, token]
+            at, token = (sent(x[mine], ids.device) for x in (owner % many, targets))  # [m]
+            nats[sent(mine, ids.device)] = log_p[at, token]
     return nats
 
 
@@ -83,7 +83,7 @@ def chunks_of_logits(
         undo.callback(keeping.remove)
         for at, chunk in enumerate(where.split(rows)):
             before = None if cache is None else cache()
-            with rows_only(head, partial(_take, chunk.to(ids.device))):
+            with rows_only(head, partial(_take, sent(chunk, ids.device))):
                 logits = model(
                     input_ids=ids,
                     past_key_values=before,
@@ -100,6 +100,12 @@ def chunks_of_logits(
             if at == 0 and len(kept) == 1 and decoder is not model:
                 keeping.remove()
                 undo.enter_context(_returning(decoder, kept[0]))
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device, where the host need not wait for it."""
+    # CUDA takes what it is to copy before it goes on; MPS may read memory that is free again.
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def scored_at_once(model: Any) -> int:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from capcheck.backends.batch import Batch, gathered
-from capcheck.backends.forward import rows_only
+from capcheck.backends.forward import rows_only, sent
 from capcheck.backends.prefix import repeated
 
 Turnover = Literal["none", "leave", "join"]
@@ -138,16 +138,14 @@ class _Writing:
         prompts = [self.prompts[row] for row in rows]
         width = max(map(len, prompts))
         gaps = [width - len(prompt) for prompt in prompts]
-        device = self.model.get_input_embeddings().weight.device
         ids = torch.tensor(
             [
                 [*prompt[:begun], *[self.pad] * gap, *prompt[begun:]]
                 for prompt, gap in zip(prompts, gaps, strict=True)
-            ],
-            device=device,
+            ]
         )  # [b, t]
         mask = torch.tensor(
-            [[1] * begun + [0] * gap + [1] * (width - gap - begun) for gap in gaps], device=device
+            [[1] * begun + [0] * gap + [1] * (width - gap - begun) for gap in gaps]
         )  # [b, t]
         return Batch(rows, ids, mask, None if cache is None else repeated(cache, len(rows)))
 
@@ -169,16 +167,17 @@ class _Writing:
             use_cache=True,
             return_dict_in_generate=True,
         )
+        device = self.model.get_input_embeddings().weight.device
         out = self.model.generate(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
+            input_ids=sent(batch.ids, device),
+            attention_mask=sent(batch.mask, device),
             generation_config=self.model.generation_config,
             past_key_values=batch.cache,
             logits_processor=LogitsProcessorList([steps.watch]),
             stopping_criteria=StoppingCriteriaList([steps]),
         )
         added = out.sequences.shape[1] - batch.ids.shape[1]
-        batch.ids, batch.cache = out.sequences, out.past_key_values
+        batch.ids, batch.cache = out.sequences.cpu(), out.past_key_values
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), added)], 1)
         finite = torch.stack(steps.watch.finite, 1).tolist()  # b lists of steps
         for row, was, now in zip(batch.rows, before, finite, strict=True):
@@ -202,7 +201,6 @@ class _Writing:
         for batch in batches:
             stay = [at for at, row in enumerate(batch.rows) if row not in self.ended]
             if stay:
-                # On the host: layers may lie on other devices than the ids.
                 parts.append((batch, torch.tensor(stay)))
         if not parts:
             return None
@@ -245,4 +243,4 @@ class _Steps(StoppingCriteria):
         now = [row in ended for row in self.rows]
         # Half of the batch is enough; those that are not done make a new one.
         self.over = all(now) or (self.writing.turnover != "none" and 2 * sum(now) >= len(now))
-        return torch.tensor([self.over or one for one in now], device=input_ids.device)  # [b]
+        return sent(torch.tensor([self.over or one for one in now]), input_ids.device)  # [b]

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from capcheck.backends.encoding import Row, shared
-from capcheck.backends.forward import rope_boundary
+from capcheck.backends.forward import rope_boundary, sent
 
 
 class Beginnings:
@@ -69,7 +69,7 @@ def read(model: Any, ids: Sequence[int], *, padded: bool) -> DynamicCache | None
     # The logits are of no use; one row of them is the least a model can be asked for.
     hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, -1:], *args[1:]))
     try:
-        found = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=True)
+        found = model(input_ids=sent(torch.tensor([list(ids)]), device), use_cache=True)
     finally:
         hook.remove()
     cache = getattr(found, "past_key_values", None)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from capcheck.backends.encoding import Row, batches, shared
-from capcheck.backends.forward import rope_boundary, token_nats
+from capcheck.backends.forward import rope_boundary, sent, token_nats
 from capcheck.backends.prefix import (
     Beginnings,
     a_dozen,
@@ -26,7 +26,7 @@ from capcheck.backends.prefix import (
     read,
     repeated,
 )
-from capcheck.backends.trees import Branch, Pack, Scored, distinct, groups, packs
+from capcheck.backends.trees import Pack, Scored, distinct, groups, packs
 
 Cached = Callable[[], Any] | None
 Batch = tuple[list[Row], torch.Tensor]  # rows, and ln p of all their scored tokens, [n]
@@ -51,17 +51,21 @@ class Scoring:
     def totals(self, rows: Sequence[Row], budget: int) -> Iterator[tuple[Row, float]]:
         """Yield every row, in any order, with the sum of ln p over its scored tokens.
 
-        A batch is read when the next one is under way: an accelerator does not wait for the host.
+        What an accelerator finds is brought when all batches are under way: it is given the next
+        one while it works, and nobody waits for it before the end.
 
         Args:
             rows: what is to be scored.
             budget: the most tokens of a batch, padding counted.
         """
-        under_way: Batch = ([], torch.empty(0))
+        under_way: list[Batch] = []
         for batch in self._batches(rows, budget):
-            yield from _totals(*under_way)
-            under_way = batch
-        yield from _totals(*under_way)
+            if self._device.type == "cpu":
+                yield from _totals(*batch)
+            else:
+                under_way.append(batch)
+        for batch in under_way:
+            yield from _totals(*batch)
 
     def _batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
         if not rows:
@@ -85,7 +89,7 @@ class Scoring:
                 many = min(many, sum(len(pack.ids) >= _ALIKE * width for pack in found[:many]))
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
-            ids, positions, mask = tensors(batch, begun, self.model.dtype)
+            ids, positions, mask = tensors(batch, begun, self.model.dtype, self._device)
             yield self._run(
                 ids,
                 [pack.scored for pack in batch],
@@ -139,11 +143,11 @@ class Scoring:
         targets = torch.tensor([token for _, one in flat for token in one.targets])  # [n]
         nats = token_nats(
             self.model,
-            ids.to(self._device),
+            sent(ids, self._device),
             where,
             targets,
             cache,
-            **{name: tensor.to(self._device) for name, tensor in reading.items()},
+            **reading,
         )
         return [one.row for _, one in flat], nats
 
@@ -215,11 +219,8 @@ def reads_trees(model: Any) -> bool:
     tree = Pack(
         ids[3:],
         [3, 4, 5, 6, 7, 8, 6, 7, 8],
-        [Branch(0, 3, []), Branch(3, 6, [0, 1, 2]), Branch(6, 9, [0, 1, 2])],
     )
-    packed, positions, mask = (
-        tensor.to(device) for tensor in tensors([tree], len(begun), model.dtype)
-    )
+    packed, positions, mask = tensors([tree], len(begun), model.dtype, device)
 
     def off(**reading: torch.Tensor) -> float:
         logits = model(
@@ -235,7 +236,7 @@ def reads_trees(model: Any) -> bool:
 
 
 def tensors(
-    batch: Sequence[Pack], begun: int, dtype: torch.dtype
+    batch: Sequence[Pack], begun: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return packs as the model takes them.
 
@@ -243,22 +244,28 @@ def tensors(
         batch: b packs, of t tokens at most.
         begun: how many tokens stand before each pack; all of its tokens read them.
         dtype: of the mask.
+        device: where they are made; the mask is too large to be sent there.
 
     Returns:
         Token ids and positions, `[b, t]`, and what is added to attention scores, 0 or the lowest
         number of `dtype`, `[b, 1, t, begun + t]`.
     """
     width = max(len(pack.ids) for pack in batch)
-    rest = [width - len(pack.ids) for pack in batch]
-    ids = torch.tensor([p.ids + [0] * n for p, n in zip(batch, rest, strict=True)])  # [b, t]
-    positions = torch.tensor([p.positions + [begun] * n for p, n in zip(batch, rest, strict=True)])
-    seen = torch.zeros(len(batch), width, width, dtype=torch.bool)  # [b, t, t]
-    for one, pack in zip(seen, batch, strict=True):
-        for branch in pack.branches:
-            own = slice(branch.begin, branch.end)
-            one[own, own] = torch.ones_like(one[own, own]).tril()
-            one[own, torch.tensor(branch.follows, dtype=torch.long)] = True
-        one[range(len(pack.ids), width), range(len(pack.ids), width)] = True  # padding
-    mask = torch.zeros(len(batch), 1, width, begun + width, dtype=dtype)  # [b, 1, t, begun + t]
+    lines = []
+    for pack in batch:
+        own = len(pack.ids)
+        rest = range(own, width)  # padding, which only itself reads
+        lines.append(
+            [
+                [*pack.ids, *(0 for _ in rest)],
+                [*pack.positions, *(begun for _ in rest)],
+                [*pack.ends(), *(place + 1 for place in rest)],
+            ]
+        )
+    ids, positions, ends = sent(torch.tensor(lines), device).unbind(1)  # [b, t] each
+    place = torch.arange(width, device=device)
+    reader = place[:, None]
+    seen = (place <= reader) & (reader < ends[:, None])  # [b, t, t], who reads and what
+    mask = torch.zeros(len(batch), 1, width, begun + width, dtype=dtype, device=device)
     mask[:, 0, :, begun:].masked_fill_(~seen, torch.finfo(dtype).min)
     return ids, positions, mask

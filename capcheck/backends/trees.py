@@ -25,20 +25,6 @@ _CHEAP = PACK_TOKENS // 8  # tokens it is worth computing again to close a pack
 
 
 @dataclass(frozen=True)
-class Branch:
-    """What one sequence adds to a pack.
-
-    Attributes:
-        begin, end: its tokens are those from `begin` to `end` of the pack.
-        follows: the places in the pack of what stands before them, in order.
-    """
-
-    begin: int
-    end: int
-    follows: list[int]
-
-
-@dataclass(frozen=True)
 class Scored:
     """What of a pack is scored for one row.
 
@@ -59,27 +45,41 @@ class Pack:
 
     Attributes:
         ids: the tokens, without those that all sequences of a call begin with.
-        positions: the position of each token in its sequence, from 0.
-        branches: which tokens read which.
+        positions: the position of each token in its sequence, from 0; they tell the tree.
         scored: the rows.
     """
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    branches: list[Branch] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
 
     def add(self, row: Row, begun: int, follows: list[int]) -> list[int]:
-        """Append what is new in a row; return the places of all its tokens."""
+        """Append what is new in a row, behind the first places of the row before it.
+
+        Returns:
+            The places of all its tokens.
+        """
         at, begin = begun + len(follows), len(self.ids)
         new = row.ids[at:-1]  # the last token is predicted and never read
         self.ids.extend(new)
         self.positions.extend(range(at, at + len(new)))
-        if new:
-            self.branches.append(Branch(begin, len(self.ids), follows))
         path = [*follows, *range(begin, len(self.ids))]
         self.scored.append(Scored(row, path[row.start - 1 - begun :], row.ids[row.start :]))
         return path
+
+    def ends(self) -> list[int]:
+        """Return, of each token, the place before which all tokens stand that read it.
+
+        It is read by itself and all that comes after it, until a position as early as its own
+        begins another branch.
+        """
+        found = [len(self.ids)] * len(self.ids)
+        path: list[int] = []
+        for place, position in enumerate(self.positions):
+            while path and self.positions[path[-1]] >= position:
+                found[path.pop()] = place
+            path.append(place)
+        return found
 
 
 def groups(rows: Sequence[Row], begun: int, least: int) -> list[tuple[int, list[Row]]]:
