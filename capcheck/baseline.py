@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,13 @@ class Baseline:
         return UsageError(
             f"{self.path} is no baseline; give a file that --capcheck-save-baseline=FILE wrote"
         )
+
+    def applied(self, settings: Settings) -> Settings:
+        """Return the settings of a run that reads it: batches that may be chosen are its own."""
+        tokens = self.header["identity"].get("batch_tokens")
+        if settings.batch_tokens != "auto" or not isinstance(tokens, int) or tokens < 1:
+            return settings
+        return replace(settings, batch_tokens=tokens)
 
     def to_json(self) -> JSON:
         """Return what the report says of it."""

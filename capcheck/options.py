@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,14 @@ def _integer(low: int) -> Callable[[str], int]:
     return parse
 
 
-def _items(text: str) -> int | str:
-    if text in ("auto", "all"):
-        return text
-    try:
-        return _integer(1)(text)
-    except ValueError:
-        raise ValueError("must be auto, all, or the most items to ask") from None
+def _integer_or(words: Sequence[str], otherwise: str) -> Callable[[str], int | str]:
+    def parse(text: str) -> int | str:
+        try:
+            return text if text in words else _integer(1)(text)
+        except ValueError:
+            raise ValueError(f"must be {', '.join(words)}, or {otherwise}") from None
+
+    return parse
 
 
 def _bytes(text: str) -> int:
@@ -214,7 +215,9 @@ OPTIONS: tuple[Option, ...] = (
         "float16",
     ),
     Option(
-        "batch_tokens", _integer(1), "N", "4096", "tokens in a batch, padding counted",
+        "batch_tokens", _integer_or(("auto",), "the most tokens of a batch"), "auto|N", "auto",
+        "tokens in a batch, padding counted: auto (4096, or up to 16384 on a GPU with room for "
+        "them; those of a baseline), or N",
     ),
     Option(
         "trust_remote_code", _boolean, "BOOL", "false",
@@ -246,7 +249,7 @@ OPTIONS: tuple[Option, ...] = (
         "each verdict is wrong at most once in 1/(1-P) times",
     ),
     Option(
-        "items", _items, "auto|all|N", "auto",
+        "items", _integer_or(("auto", "all"), "the most items to ask"), "auto|all|N", "auto",
         "how many items are asked: as many as a verdict needs, all, or at most N",
     ),
     Option("seed", _integer(0), "N", "0", "the order in which items are asked"),

@@ -56,7 +56,6 @@ class Run:
     ending: type[Ending] = Ending
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        self.settings = settings
         self._config = config
         self._worker = hasattr(config, "workerinput")
         self._results = Results()
@@ -65,6 +64,9 @@ class Run:
         self._only_shown = any(config.getoption(name, False) for name in looking)
         check_settings(settings)
         self._baseline = Baseline(settings.baseline) if settings.baseline is not None else None
+        if self._baseline is not None:
+            settings = self._baseline.applied(settings)
+        self.settings = settings
         self._known = KnownLosses(settings.known_losses)
         self._session: Session | None = None
         self._models: Models = config.hook.pytest_capcheck_models(settings=settings) or _models(

@@ -23,7 +23,7 @@ class Settings:
     suite: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
-    batch_tokens: int = 4096
+    batch_tokens: int | Literal["auto"] = "auto"
     trust_remote_code: bool = False
     chat: Literal["auto", "on", "off"] = "auto"
     data: Path | None = None

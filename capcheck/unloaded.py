@@ -31,12 +31,13 @@ class Unloaded:
 
     @cached_property
     def _prepared(self) -> loading.Prepared:
+        tokens = self._settings.batch_tokens
         return hub.prepare(
             self._settings.model_name,
             revision=self._settings.revision,
             device=self._settings.device,
             dtype=self._settings.dtype,
-            batch_tokens=self._settings.batch_tokens,
+            batch_tokens=None if tokens == "auto" else tokens,
             trust_remote_code=self._settings.trust_remote_code,
             chat=self._settings.chat,
             models=self._held,
@@ -60,7 +61,7 @@ class Unloaded:
                     models=2 if self._settings.baseline is None else 1,
                     device=self._prepared.device,
                     dtype=self._prepared.dtype,
-                    batch_tokens=self._settings.batch_tokens,
+                    batch_tokens=self._prepared.batch_tokens,
                     trust_remote_code=self._settings.trust_remote_code,
                 )
                 if named

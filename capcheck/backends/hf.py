@@ -20,13 +20,12 @@ from capcheck.backends.encoding import Encoder, Row, batches
 from capcheck.backends.forward import context_length, quiet, rope_boundary
 from capcheck.backends.greedy import Turnover, greedy
 from capcheck.backends.identity import describe, device_name, weights_digest
+from capcheck.backends.memory import BATCH_TOKENS
 from capcheck.backends.prefix import Beginnings, read
 from capcheck.backends.scoring import Scoring
 from capcheck.distributions import TokenNats, TopTokens
 from capcheck.errors import ModelError, OutOfMemoryError, UsageError
 from capcheck.result import Answer, Loglik
-
-BATCH_TOKENS = 4096  # as the settings have it
 
 
 class HFBackend:

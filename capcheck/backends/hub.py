@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from capcheck.backends import checkpoint, gguf
 from capcheck.backends.formats import FORMATS, Format, check_device, check_format, method_of
-from capcheck.backends.memory import DTYPE_BYTES, Memory, check_memory, memory_needed
+from capcheck.backends.memory import (
+    BATCH_TOKENS,
+    DTYPE_BYTES,
+    Memory,
+    check_memory,
+    choose_batch_tokens,
+    memory_needed,
+)
 from capcheck.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -170,7 +177,7 @@ def load(
         device: `cuda`, `cuda:N`, `mps`, `cpu`, or `auto`, which takes them in this order.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's on an accelerator and
             float32 on a CPU.
-        batch_tokens: the most tokens of a batch; `capcheck.backends.hf.BATCH_TOKENS` by default.
+        batch_tokens: the most tokens of a batch; None chooses (`memory.choose_batch_tokens`).
         trust_remote_code: whether code from the repository may run.
         chat: whether prompts are sent in the tokenizer's chat template: `on`, `off`, or `auto`,
             which does where there is one.
@@ -211,14 +218,16 @@ def prepare(
     info = inspect(name, revision, trust_remote_code=trust_remote_code)
     # Here, so that looking at a model costs no torch.
     from capcheck.backends import loading
-    from capcheck.backends.hf import BATCH_TOKENS
 
     device = loading.choose_device(device)
     dtype = loading.choose_dtype(dtype, info.dtype, device)
-    tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
     check_device(name, info.format, device)
+    tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
     prepared = loading.Prepared(info, device, dtype, tokens, trust_remote_code, chat)
-    check_memory(prepared.sized, dtype, device, tokens, models)
+    if batch_tokens is None:
+        tokens = choose_batch_tokens(prepared.sized, dtype, device)
+        prepared = replace(prepared, batch_tokens=tokens)
+    check_memory(prepared.sized, dtype, device, prepared.batch_tokens, models)
     if chat == "on":
         _ = prepared.chat  # that there is one is known now
     return prepared

@@ -13,6 +13,10 @@ from capcheck.errors import ModelError
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 LOGITS = 3 * 2**27  # a chunk of logits, its float32 copy and its softmax
+BATCH_TOKENS = 4096  # tokens of a batch where nobody chooses them; a CPU is no faster with more
+
+_ROOMY = (16384, 8192)  # on a GPU, which takes a step for many rows in the time of one
+_SHARE = 0.8  # of a GPU's memory, for one model and its batches
 
 
 class Sized(Protocol):
@@ -72,6 +76,24 @@ def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     return Memory(weights, batch_tokens * per_token + LOGITS)
 
 
+def choose_batch_tokens(info: Sized, dtype: str, device: str) -> int:
+    """Return the tokens of a batch: `BATCH_TOKENS`, and more on a CUDA device that has room.
+
+    Counted with all its memory, not with what is free: the batches are part of what a reply
+    depends on, and another run on the same machine should find it again.
+
+    Args:
+        info, dtype: as for `memory_needed`.
+        device: where the model is to be.
+    """
+    if not device.startswith("cuda"):
+        return BATCH_TOKENS
+    room = _SHARE * total_cuda(device)
+    needed = ((tokens, memory_needed(info, dtype, tokens)) for tokens in _ROOMY)
+    fitting = (tokens for tokens, need in needed if need.weights + need.working <= room)
+    return next(fitting, BATCH_TOKENS)
+
+
 def check_memory(
     info: Sized, dtype: str, device: str, batch_tokens: int, models: int = 2
 ) -> Memory:
@@ -121,6 +143,13 @@ def free_cuda(device: str) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
+
+
+def total_cuda(device: str) -> int:
+    """Return the bytes of a CUDA device, free or not."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[1])
 
 
 def _compare(

@@ -33,6 +33,7 @@ Batch = tuple[list[Row], torch.Tensor]  # rows, and ln p of all their scored tok
 
 _CACHED = 2**23  # bytes of the widest activations that are still fast on a CPU
 _LEAST_TOKENS = 256
+_FILLED = 4096  # tokens of a pass that keep an accelerator busy
 _GAIN = 0.8  # this share of the tokens is distinct at most, or rows go side by side
 _ALIKE = 0.9  # packs of a batch on a CPU are at least this long, next to the longest
 
@@ -73,11 +74,13 @@ class Scoring:
         if not (self._worth_packing(rows) and self._packable(rows)):
             yield from self._side_by_side(rows, budget)
             return
-        # A pass costs a CPU what its tokens do; an accelerator has to be filled.
-        least = 0 if self._device.type == "cpu" else budget
+        # A pass costs a CPU what its tokens do; an accelerator has to be filled. Beyond that, what
+        # stands in one pack is only computed against all of it.
+        filled = min(budget, _FILLED)
+        least = 0 if self._device.type == "cpu" else filled
         for begun, group in groups(rows, shared(rows), least):
             cache = read(self.model, group[0].ids[:begun], padded=False) if begun else None
-            yield from self._packed(packs(group, begun, budget), begun, cache, budget)
+            yield from self._packed(packs(group, begun, filled), begun, cache, budget)
 
     def _packed(self, found: list[Pack], begun: int, cache: Any, budget: int) -> Iterator[Batch]:
         while found:

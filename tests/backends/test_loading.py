@@ -168,6 +168,36 @@ def test_memory_for_one_model_or_none(monkeypatch):
     memory.check_memory(LLAMA_8B, "float32", "cpu", 4096, 0)
 
 
+def test_batches_are_larger_where_a_gpu_has_room(monkeypatch):
+    gpu = {}
+    monkeypatch.setattr(memory, "total_cuda", lambda device: gpu[device] * 2**30)
+    gpu.update({"cuda:0": 80, "cuda:1": 24, "cuda:2": 16})
+    found = {
+        place: memory.choose_batch_tokens(LLAMA_8B, "bfloat16", place)
+        for place in ("cpu", "mps", "cuda:0", "cuda:1", "cuda:2")
+    }
+    assert found == {
+        "cpu": 4096,
+        "mps": 4096,
+        "cuda:0": 16384,
+        "cuda:1": 8192,
+        "cuda:2": 4096,  # too much as it is, which `check_memory` says
+    }
+    assert memory.choose_batch_tokens(LLAMA_8B, "float32", "cuda:0") == 16384
+    for place, tokens in found.items():
+        need = memory_needed(LLAMA_8B, "bfloat16", tokens)
+        assert tokens == 4096 or need.weights + need.working <= 0.8 * gpu[place] * 2**30
+
+
+def test_batches_are_chosen_for_the_device(whole, monkeypatch):
+    monkeypatch.setattr(loading, "devices", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr(memory, "total_cuda", lambda device: 80 * 2**30)
+    monkeypatch.setattr(memory, "free_cuda", lambda device: 80 * 2**30)
+    assert prepare(str(whole)).batch_tokens == 16384
+    assert prepare(str(whole), device="cpu").batch_tokens == 4096
+    assert prepare(str(whole), batch_tokens=100).batch_tokens == 100
+
+
 def test_memory_is_checked_before_loading(whole, monkeypatch):
     monkeypatch.setattr(memory, "free_host", lambda: 2**20)
     refused(lambda: load(str(whole), device="cpu"), "GiB are free")
