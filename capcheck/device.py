@@ -1,4 +1,4 @@
-"""Models on a device: at most one at a time, across processes; the others are parked."""
+"""Models on a device, of one process at a time; those it has no room for wait on the host."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from capcheck import calibrate, ready, saving
 from capcheck.backends import loading
 from capcheck.backends.hf import HFBackend, out_of_memory
+from capcheck.backends.memory import free_on, memory_needed
 from capcheck.blocks import find_matrices
 from capcheck.errors import CapcheckError, ModelError, UsageError
 from capcheck.methods.grid import Grid
@@ -25,13 +27,15 @@ from capcheck.turn import Turn
 from capcheck.unloaded import Unloaded
 
 _LEAST_TOKENS = 64  # smaller batches than this save next to nothing
+_SHARE = 0.9  # of the memory that is free on a device, for another model and a batch
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 class DeviceModels(Unloaded):
     """Loads the dense model, compresses it, and gives the back ends; implements `Models`.
 
-    The dense model and one compressed model are kept; of these one is on an accelerator at a time.
+    The dense model and one compressed model are kept. Both stay on a CUDA device that has room for
+    them and a batch; else the one that is asked is there, and the other waits on the host.
 
     Args:
         settings: the run's settings.
@@ -50,6 +54,7 @@ class DeviceModels(Unloaded):
         self._grids: dict[Recipe, Mapping[str, Grid]] = {}
         self._failed: dict[str, CapcheckError] = {}
         self._turn: Turn | None = None
+        self._alone = False  # whether two models on the device have been too much
 
     def backend(self, recipe: Recipe, *, control: bool = False) -> HFBackend:
         """Return the back end that asks the model of a recipe, with the model on the device.
@@ -128,6 +133,8 @@ class DeviceModels(Unloaded):
     def smaller_batches(self) -> int | None:
         """Halve the batches of all models, and tell it in their identities."""
         tokens = self._prepared.batch_tokens // 2
+        self._alone = True
+        self._place(None)
         self._free()
         if tokens < _LEAST_TOKENS:
             return None
@@ -198,14 +205,27 @@ class DeviceModels(Unloaded):
         return replace(self._prepared, batch_tokens=tokens).load()
 
     def _place(self, wanted: str | None) -> None:
-        """Put one model on the device and park the others on the host."""
-        if self._prepared.device == "cpu":
+        """Put one model on the device; the others stay there only where there is room for all."""
+        device = self._prepared.device
+        if device == "cpu":
             return
-        for label, backend in self._kept.items():
-            if label != wanted:
-                backend.model.to("cpu")
-        if wanted is not None:
-            self._kept[wanted].model.to(self._prepared.device)
+        model = None if wanted is None else self._kept[wanted].model
+        if model is not None and _is_on(model, device):
+            return
+        if model is None or self._alone or not self._has_room(model):
+            for label, backend in self._kept.items():
+                if label != wanted:
+                    backend.model.to("cpu")
+        if model is not None:
+            model.to(device)
+
+    def _has_room(self, model: Any) -> bool:
+        """Whether a model and its batches fit on the device beside what is there."""
+        self._free()
+        prepared = self._prepared
+        needed = memory_needed(prepared.sized, prepared.dtype, prepared.batch_tokens)
+        weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        return weights + needed.working <= _SHARE * free_on(prepared.device)
 
     def _free(self) -> None:
         gc.collect()
@@ -216,6 +236,10 @@ class DeviceModels(Unloaded):
         if self._turn is None:
             self._turn = Turn(self._prepared.device, self._progress)
         self._turn.take()
+
+
+def _is_on(model: Any, device: str) -> bool:
+    return all(parameter.device == torch.device(device) for parameter in model.parameters())
 
 
 def _control_tokens(batch_tokens: int) -> int:

@@ -36,7 +36,8 @@ def looks_of(units: int, *, all_at_once: bool) -> list[int]:
     """Return after how many units the evidence is looked at; the last is all of them.
 
     64, 96, 128, 192, 256, 384, …: a gate asks a fifth more than it needs on average. On an
-    accelerator the two models change places at every look, so there are not more of them.
+    accelerator without room for both, the two models change places at every look, so there are not
+    more of them.
     """
     looks: list[int] = []
     look = _FIRST_LOOK

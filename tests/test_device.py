@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from capcheck import calibrate, device, digests
-from capcheck.backends import hub
+from capcheck import calibrate, choices, device, digests, generation, perplexity
+from capcheck.backends import hub, loading
 from capcheck.device import DeviceModels
 from capcheck.errors import ModelError, UsageError
 from capcheck.recipe import Recipe
+from capcheck.session import Session
 from capcheck.settings import Settings
+from capcheck.store import Store
+from tests.devices import DEVICE, pretended
+from tests.plain import WORDS
 from tests.test_layering import TORCH
 from tests.tiny import save, tiny_model, tiny_tokenizer
 
@@ -147,3 +151,82 @@ def test_what_a_recipe_is_calibrated_on(folder, tmp_path):
     assert len(found.calibration_texts(twice)) > len(some)
     assert found.calibration_texts(Recipe.parse("wanda:0.5")) == []
     assert found.calibration_texts(Recipe.parse("rtn:4")) == []
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """An accelerator that can be asked for, and its room for models."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # other threads have no accelerator
+    monkeypatch.setattr(loading, "devices", lambda: [DEVICE, "cpu"])
+    room = {"free": 2**30}
+    monkeypatch.setattr(device, "free_on", lambda where: room["free"] if where == DEVICE else 0)
+    with pretended():
+        yield room
+
+
+def kept(models, *recipes):
+    """Return where the models of recipes are, when each has been asked for in turn."""
+    backends = [models.backend(recipe) for recipe in recipes]
+    return [str(backend.device) for backend in backends]
+
+
+def test_models_stay_on_a_device_that_has_room(folder, accelerator):
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE))
+    dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    assert kept(found, dense, rtn, dense, rtn) == [DEVICE] * 4
+    accelerator["free"] = 0  # they are there already
+    assert kept(found, dense, rtn, dense) == [DEVICE] * 3
+    found.close()
+
+
+def test_without_room_the_one_that_is_asked_is_there(folder, accelerator):
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE))
+    dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    accelerator["free"] = 0
+    for _ in range(2):
+        assert kept(found, dense, rtn) == ["cpu", DEVICE]
+        assert kept(found, rtn, dense) == ["cpu", DEVICE]
+    found.close()
+
+
+def test_memory_that_runs_out_leaves_one_there(folder, accelerator):
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE, batch_tokens=1000))
+    dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    assert kept(found, rtn, dense, rtn) == [DEVICE] * 3
+    assert found.smaller_batches() == 500
+    assert kept(found, dense, rtn) == ["cpu", DEVICE]
+    assert found.backend(dense).batch_tokens == 500
+    found.close()
+
+
+@pytest.mark.parametrize("free", [2**30, 0])
+def test_a_gate_there_is_the_gate_here(folder, accelerator, free):
+    accelerator["free"] = free
+    rows = [
+        {"prompt": " ".join(WORDS[at : at + 8]), "choices": ["cat", "dog"], "answer": at % 2}
+        for at in range(24)
+    ]
+    tasks = [
+        choices(rows, name="choices"),
+        generation(
+            [{"prompt": row["prompt"], "answers": row["choices"]} for row in rows],
+            name="texts",
+            max_tokens=4,
+        ),
+        perplexity([{"text": " ".join(WORDS[at:])} for at in range(9)], name="text"),
+    ]
+
+    def gate(where):
+        settings = Settings(model=str(folder), device=where, items="all")
+        session = Session(settings, DeviceModels(settings), Store(None))
+        found = []
+        for recipe in ("rtn:3", "wanda:0.5,n=8,length=32,calib=own", "none"):
+            for task in tasks:
+                found += [*session.compare(task, Recipe.parse(recipe)).scores]
+        session.close()
+        return [list(scores) for scores in found]
+
+    here = gate("cpu")
+    for scores, there in zip(here, gate(DEVICE), strict=True):
+        assert there == pytest.approx(scores, abs=1e-4)
+    assert here[0] != here[1], "the recipe changes nothing"

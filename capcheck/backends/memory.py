@@ -145,6 +145,11 @@ def free_cuda(device: str) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
+def free_on(device: str) -> int:
+    """Return the bytes that are free on a device that has memory of its own, and else 0."""
+    return free_cuda(device) if device.startswith("cuda") else 0
+
+
 def total_cuda(device: str) -> int:
     """Return the bytes of a CUDA device, free or not."""
     import torch
