@@ -33,6 +33,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from capcheck import load
 from capcheck.backends.encoding import Row
 from capcheck.backends.hf import HFBackend
+from capcheck.backends.hub import ModelInfo
+from capcheck.backends.memory import choose_batch_tokens
 from capcheck.rows import read_file
 
 SIZES = {  # hidden, inner, blocks, heads, vocabulary
@@ -41,7 +43,11 @@ SIZES = {  # hidden, inner, blocks, heads, vocabulary
     "1B": (2048, 5632, 20, 16, 32000),
 }
 SHAPES = ((1, 512), (2, 512), (4, 512), (16, 128), (32, 128))  # sequences, tokens
+LARGE_SHAPES = (*SHAPES, (32, 512), (128, 128))  # of an accelerator
+STEPS = (8, 32, 64)  # sequences that generate a token
+LARGE_STEPS = (*STEPS, 128)
 BATCHES = (1, 4, 8, 16, 32, 64)
+LARGE_BATCHES = (*BATCHES, 128)
 LETTERS = "ABCD"
 ANSWER_TOKENS = 16
 
@@ -222,7 +228,9 @@ class Floor:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.a_token = min(self._read(*shape) for shape in SHAPES)
+        host = model.device.type == "cpu"
+        self.steps = STEPS if host else LARGE_STEPS
+        self.a_token = min(self._read(*shape) for shape in (SHAPES if host else LARGE_SHAPES))
         hidden = torch.zeros(512, model.get_input_embeddings().weight.shape[1]).to(
             model.lm_head.weight
         )
@@ -258,7 +266,7 @@ class Floor:
     def _step(self, length: int) -> float:
         """Return the seconds a generated token takes, after a prompt of this length."""
         best = float("inf")
-        for rows in (8, 32, 64):
+        for rows in self.steps:
             ids = torch.randint(self.vocabulary, (rows, length), device=self.model.device)
             with torch.inference_mode():
                 cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
@@ -291,6 +299,21 @@ def differences(work: Work, a: list[Any], b: list[Any]) -> str:
     return f"{most:.1e} nats"
 
 
+def chosen_batch_tokens(model: Any, parameters: int, args: argparse.Namespace) -> int:
+    """Return the tokens of a batch that capcheck chooses for a model by itself."""
+    info = ModelInfo(
+        name="it",
+        folder=None,
+        commit=None,
+        config=model.config.to_dict(),
+        files=(),
+        parameters=parameters,
+        bytes=0,
+        dtype=args.dtype,
+    )
+    return choose_batch_tokens(info, args.dtype, args.device)
+
+
 def main() -> None:
     """Ask, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -299,6 +322,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="25M")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch-tokens", type=int, help="as capcheck chooses by default")
     parser.add_argument("--subjects", type=int, default=8, help="of MMLU, with 6 questions each")
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     parser.add_argument("--alone", action="store_true", help="without lm_eval")
@@ -311,11 +335,13 @@ def main() -> None:
     else:
         model, tokenizer = random_llama(args.size, args.data)
         model = model.to(args.device, getattr(torch, args.dtype))
-    backend = HFBackend(model, tokenizer)
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = args.batch_tokens or chosen_batch_tokens(model, parameters, args)
+    backend = HFBackend(model, tokenizer, batch_tokens=tokens)
     limit = backend.encoder.context or 2**30
     floor = Floor(model)
-    parameters = sum(p.numel() for p in model.parameters())
     title = f"{args.model or 'random Llama'}, {parameters / 1e6:.1f} M parameters, {args.device}"
+    title += f", batches of {tokens:,} tokens"
     table = Table(title=f"{title}, {args.dtype}: {1 / floor.a_token:,.0f} tokens a second at best")
     for name in ("", "asked", "floor s", "capcheck s", "of the floor", "lm_eval s", "batch"):
         table.add_column(name, justify="right" if name else "left")
@@ -333,10 +359,13 @@ def main() -> None:
         line = {"work": work.name, "asked": len(work.pairs), "floor": least, "capcheck": seconds}
         if not args.alone:
             few = Work("", work.pairs[: max(8, len(work.pairs) // 4)], work.kind)
-            tried = {
-                size: timed(lambda few=few, size=size: Theirs(model, tokenizer, size)(few))[1]
-                for size in BATCHES
-            }
+            tried = {}
+            for size in BATCHES if args.device == "cpu" else LARGE_BATCHES:
+                try:
+                    asked = Theirs(model, tokenizer, size)
+                    tried[size] = timed(lambda few=few, asked=asked: asked(few))[1]
+                except torch.OutOfMemoryError:
+                    break
             best = min(tried, key=lambda size: tried[size])
             theirs = Theirs(model, tokenizer, best)
             other, line["lm_eval"] = timed(lambda work=work, theirs=theirs: theirs(work))
