@@ -92,7 +92,8 @@ def compress(
         in_place: change `model` itself; otherwise a copy of it.
         device: where blocks are computed, such as `cuda`; None: where the model is. From a model in
             host memory one block at a time is sent there, with its statistics and a micro-batch of
-            activations, so what is needed there does not depend on the number of blocks.
+            activations, so what is needed there does not depend on the number of blocks. Hidden
+            states stay there where they take at most a quarter of what is free.
         progress: called after every block.
 
     Raises:

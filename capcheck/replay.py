@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,7 +94,8 @@ class Replay:
             batches: int64 [sequences, tokens] each.
 
         Returns:
-            The hidden states that enter the first block: [sequences, tokens, features] each.
+            The hidden states that enter the first block: [sequences, tokens, features] each. They
+            are where blocks are computed, with what else blocks are given, if there is room.
 
         Raises:
             ModelError: a block is given anything but the former one's output.
@@ -117,6 +118,12 @@ class Replay:
         with exchanged(self.blocks, [recorder(i) for i in range(len(self.blocks))]):
             for ids in batches:
                 self.model.base_model(input_ids=ids, use_cache=False)
+        given = [[(call.args, call.kwargs) for call in calls] for calls in self.calls]
+        hidden, given = self._visits.keep((hidden, given))
+        self.calls = [
+            [replace(call, args=args, kwargs=kwargs) for call, (args, kwargs) in both]
+            for both in map(zip, self.calls, given)
+        ]
         return hidden
 
     def run(self, index: int, hidden: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -147,7 +154,7 @@ class Replay:
             for ids, leaving in zip(batches, hidden, strict=True):
 
                 def give(*args: Any, _leaving: Tensor = leaving, **kwargs: Any) -> Any:
-                    return self._as_output(last, _leaving)
+                    return self._as_output(last, self._visits.bring(_leaving))
 
                 def skip(index: int) -> Callable[..., Any]:
                     return lambda *args, **kwargs: self._as_output(

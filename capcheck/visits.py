@@ -2,7 +2,8 @@
 
 A module that visits the accelerator has its parameters and buffers there. What it is given is sent
 after it and what it gives is brought home, by hooks, so that whoever calls it need not know where
-it is. Methods work where they find a weight and its statistics.
+it is; what it gives to who has sent everything before stays there. Methods work where they find a
+weight and its statistics.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
-from torch import nn
+from accelerate.utils import recursively_apply, send_to_device
+from torch import Tensor, nn
+
+from capcheck.backends.memory import free_on
+
+_KEPT = 0.25  # of the memory that is free on the accelerator, for hidden states
 
 T = TypeVar("T")
 
@@ -72,16 +77,20 @@ class Visits:
             yield
             return
 
+        called_from_home: dict[nn.Module, bool] = {}
+
         # Functions, not methods: a copy of a module has its hooks, and not a copy of all this.
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if by_call:
                 self.move(module, self.device)
+            given = _tensors((args, kwargs))
+            called_from_home[module] = any(tensor.device != self.device for tensor in given)
             return self.send(args), self.send(kwargs)
 
         def leave(module: nn.Module, args: Any, out: Any) -> Any:
             if by_call:
                 self.move(module, self.home)
-            return self.bring(out)
+            return self.bring(out) if called_from_home.pop(module) else out
 
         handles = []
         try:
@@ -99,6 +108,19 @@ class Visits:
             for module in modules:
                 self.move(module, self.home)
 
+    def keep(self, value: T) -> T:
+        """Return tensors, or what holds them, on the accelerator if they take little of it.
+
+        They are left where they are if not. What is held in several places is sent once.
+        """
+        tensors = _tensors(value)
+        size = sum(tensor.nbytes for tensor in tensors)
+        if not self.needed or size > _KEPT * free_on(str(self.device)):
+            return value
+        sent = {id(tensor): self.send(tensor) for tensor in tensors}
+        kept: T = recursively_apply(lambda tensor: sent[id(tensor)], value)
+        return kept
+
     def send(self, value: T) -> T:
         """Return tensors, or what holds them, on the accelerator."""
         sent: T = send_to_device(value, self.device)
@@ -112,3 +134,10 @@ class Visits:
     def move(self, module: nn.Module, device: torch.device) -> None:
         """Put a module's parameters and buffers on a device; shared ones stay shared."""
         module.to(device)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors that are somewhere in a value, each once."""
+    found: dict[int, Tensor] = {}
+    recursively_apply(lambda tensor: found.setdefault(id(tensor), tensor), value)
+    return list(found.values())

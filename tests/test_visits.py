@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from capcheck import calibrate
+from capcheck import calibrate, visits
 from capcheck.calibrate import compress
 from capcheck.errors import ModelError
 from tests.devices import DEVICE, pretended
@@ -20,6 +20,14 @@ IDS = token_ids(5, 12)
 @pytest.fixture(autouse=True)
 def _small_micro_batches(monkeypatch):
     monkeypatch.setattr(calibrate, "MICRO_BATCH", 24)
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """How much memory is said to be free there: none, until a test says otherwise."""
+    found = {"free": 0}
+    monkeypatch.setattr(visits, "free_on", lambda device: found["free"])
+    return found
 
 
 def same(a, b):
@@ -72,6 +80,45 @@ def test_every_kind_of_method_visits(recipe, tied):
     assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
     logits = [model(IDS[:, :6]).logits for model in (found.model, wanted.model)]
     assert torch.equal(*logits), "hooks were left behind, or lost"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "sparsegpt:0.5",
+        "gptq:4,head=true",
+        "awq:4",
+        "flap:0.3+wanda:0.5,allocate=owl",
+        "shortgpt:0.5",
+    ],
+)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "qwen3_moe"])
+def test_hidden_states_stay_there_where_there_is_room(architecture, recipe, room):
+    if recipe.startswith("flap") and architecture != "llama":
+        recipe = "wanda:0.5,allocate=owl"
+    dense = tiny_model(architecture)
+    wanted = compress(dense, recipe, calibration=IDS)
+    with pretended() as away:
+        compress(dense, recipe, calibration=IDS, device=DEVICE)
+    room["free"] = 2**30
+    with pretended() as accelerator:
+        found = compress(dense, recipe, calibration=IDS, device=DEVICE)
+        sides = {p.device.type for p in found.model.parameters()}
+    same(found.model, wanted.model)
+    assert sides == {"cpu"}
+    assert len(accelerator.waits) < len(away.waits)
+    assert accelerator.peak > away.peak
+
+
+def test_micro_batches_are_not_sent_again_and_again(room):
+    room["free"] = 2**30
+    waits = []
+    for count in (4, 32):
+        ids = token_ids(count, 12)
+        with pretended() as accelerator:
+            compress(tiny_model("llama"), "gptq:4", calibration=ids, device=DEVICE)
+        waits.append(accelerator.waits.count("_to_copy"))
+    assert waits[1] - waits[0] == 32 // 2 - 4 // 2, "each is sent once, and two make a micro-batch"
 
 
 @pytest.mark.parametrize("recipe", ["sparsegpt:0.5", "wanda:0.5,allocate=owl", "flap:0.3", "awq:4"])
