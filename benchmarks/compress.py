@@ -40,7 +40,7 @@ from torch import Tensor
 from uneven import SIZES, random_llama, random_tokens
 
 from capcheck import compress
-from capcheck.calibrate import MICRO_BATCH
+from capcheck.calibrate import micro_batch
 from capcheck.recipe import Recipe
 
 RECIPES = (
@@ -251,7 +251,9 @@ def main() -> None:
             errors = Errors(model.float(), held_out, args.device) if timed else None
             job = {key: getattr(args, key) for key in ("device", "dtype", "threads")}
             job |= {"folder": folder, "tokens": tokens, "blocks": blocks}
-            job["batch"] = args.batch or max(1, MICRO_BATCH // args.length)
+            job["batch"] = args.batch or max(
+                1, micro_batch(torch.device(args.device)) // args.length
+            )
             rows = [row(args, recipe, job, sides, errors) for recipe in args.methods]
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         title = (

@@ -40,7 +40,10 @@ from capcheck.scaling import scale_block
 from capcheck.visits import Visits
 
 MICRO_BATCH = 2048
-"""Tokens that pass through a block at a time (one sequence where that is longer)."""
+"""Tokens that pass through a block at a time on a CPU (one sequence where that is longer)."""
+
+ACCELERATOR_MICRO_BATCH = 8192
+"""The same on an accelerator, which else would wait for kernels to be started."""
 
 SEARCHED = 1024
 """Tokens of a micro-batch where scales are searched for, which is done on the first of them."""
@@ -141,7 +144,7 @@ def compress(
             if step.signature.kind == "widths":
                 assert ids is not None
                 say = None if progress is None else partial(progress, str(step))
-                narrow(model, step, _batched(ids), log, visits, say)
+                narrow(model, step, _batched(ids, micro_batch(visits.device)), log, visits, say)
                 continue
             _walk(model, step, ids, log, grids, visits, progress)
             if step.signature.kind == "activations":
@@ -198,7 +201,7 @@ def _walk(
     hidden: list[Tensor] = []
     replay = Replay(model, name, blocks, visits)
     if ids is not None:
-        batches = _batched(ids, SEARCHED if scaled else MICRO_BATCH)
+        batches = _batched(ids, SEARCHED if scaled else micro_batch(visits.device))
         hidden = replay.start(batches)
     steps = _allocated(step, found.blocks, replay, batches, visits)
     calibrated = step.signature.calibrated
@@ -248,7 +251,7 @@ def _shorten(
     assert step.sparsity is not None
     method = implementation(step.method)
     name, blocks = find_blocks(model)
-    batches = _batched(ids)
+    batches = _batched(ids, micro_batch(visits.device))
     replay = Replay(model, name, blocks, visits)
     hidden = replay.start(batches)
     influences = []
@@ -265,9 +268,14 @@ def _shorten(
     return remove_blocks(model, method.chosen(influences, count))
 
 
-def _batched(ids: Tensor, tokens: int | None = None) -> Sequence[Tensor]:
+def micro_batch(device: torch.device) -> int:
+    """Return how many tokens pass through a block at a time where blocks are computed."""
+    return MICRO_BATCH if device.type == "cpu" else ACCELERATOR_MICRO_BATCH
+
+
+def _batched(ids: Tensor, tokens: int) -> Sequence[Tensor]:
     """Return token ids [sequences, tokens] in micro-batches of as many tokens, at the most."""
-    return ids.split(max(1, (tokens or MICRO_BATCH) // ids.shape[1]))
+    return ids.split(max(1, tokens // ids.shape[1]))
 
 
 def _sharing(matrices: Sequence[Matrix], statistics: Mapping[str, Statistic]) -> list[list[Matrix]]:

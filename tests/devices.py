@@ -8,7 +8,7 @@ what the CPU computes, bit for bit.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -19,7 +19,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "pretended:0"
 """Its name, while `pretended` is entered."""
@@ -68,13 +67,11 @@ class PretendedAccelerator(TorchDispatchMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation where its tensors are."""
         name = func.overloadpacket.__name__
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = _tensors((args, kwargs))
         own = [x for x in tensors if isinstance(x, _There)]
-        if own and name != "linear":  # what is made of others
+        if own and _is_made_of_others(func) and name != "linear":
             with self:
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
+                return func.decompose(*args, **kwargs)
         where = kwargs.get("device")
         goes = bool(own) if where is None else torch.device(where).type != "cpu"
         if name in _INDEXING and isinstance(tensors[0], _There):
@@ -82,7 +79,7 @@ class PretendedAccelerator(TorchDispatchMode):
         elif name not in ("_to_copy", "copy_"):
             self.check(func, tensors)
         self._note_waits(name, args, kwargs, moved=bool(tensors) and goes is not bool(own))
-        host = list(tree_map(_inner, args)), tree_map(_inner, kwargs)
+        host = list(_mapped(_inner, args)), _mapped(_inner, kwargs)
         if where is not None:
             host[1]["device"] = _HOST
         if name == "histc":  # the CPU counts no integers
@@ -95,12 +92,7 @@ class PretendedAccelerator(TorchDispatchMode):
         # What is changed in place is returned as it is.
         same = {id(there.inner): there for there in own}
 
-        def there(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            return same[id(x)] if id(x) in same else _There(x, self)
-
-        return tree_map(there, out)
+        return _mapped(lambda x: same[id(x)] if id(x) in same else _There(x, self), out)
 
     @staticmethod
     def check(func: Any, tensors: list[Tensor]) -> None:
@@ -120,7 +112,7 @@ class PretendedAccelerator(TorchDispatchMode):
             asked_not_to = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
             waits = moved and not asked_not_to
         elif name in _INDEXING and there:
-            indices = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
+            indices = _tensors(args[1])
             waits = any(x.dtype == torch.bool or not isinstance(x, _There) for x in indices)
         else:
             waits = there and name in _NEEDS_VALUES
@@ -138,8 +130,8 @@ class _Attention(TorchFunctionMode):
         if func is not scaled_dot_product_attention or type(args[0]) is not _There:
             return func(*args, **kwargs)
         accelerator = args[0].accelerator
-        accelerator.check(func, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)])
-        args, kwargs = tree_map(_inner, (args, kwargs))
+        accelerator.check(func, _tensors((args, kwargs)))
+        args, kwargs = _mapped(_inner, (args, kwargs))
         return _There(func(*args, **kwargs), accelerator)
 
 
@@ -168,7 +160,7 @@ class _There(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        (accelerator, *_) = [x.accelerator for x in tree_leaves((args, kwargs)) if type(x) is cls]
+        accelerator = next(x for x in _tensors((args, kwargs)) if isinstance(x, cls)).accelerator
         return accelerator.run(func, args, kwargs or {})
 
     def tolist(self) -> Any:
@@ -184,8 +176,31 @@ class _There(Tensor):
         return f"{self.inner!r} on {DEVICE}"
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, _There) else value
+@cache
+def _is_made_of_others(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _inner(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, _There) else tensor
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return what an operation takes or gives with its tensors changed."""
+    # torch's pytrees take longer than the operations.
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(change, item) for item in value)
+    if type(value) is dict:
+        return {key: _mapped(change, item) for key, item in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
+    return found
 
 
 class _Module:

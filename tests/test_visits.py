@@ -19,7 +19,8 @@ IDS = token_ids(5, 12)
 
 @pytest.fixture(autouse=True)
 def _small_micro_batches(monkeypatch):
-    monkeypatch.setattr(calibrate, "MICRO_BATCH", 24)
+    for name in ("MICRO_BATCH", "ACCELERATOR_MICRO_BATCH"):
+        monkeypatch.setattr(calibrate, name, 24)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_every_kind_of_method_visits(recipe, tied):
         "shortgpt:0.5",
     ],
 )
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_hidden_states_stay_there_where_there_is_room(architecture, recipe, room):
     if recipe.startswith("flap") and architecture != "llama":
         recipe = "wanda:0.5,allocate=owl"
@@ -124,7 +125,7 @@ def test_micro_batches_are_not_sent_again_and_again(room):
 @pytest.mark.parametrize("recipe", ["sparsegpt:0.5", "wanda:0.5,allocate=owl", "flap:0.3", "awq:4"])
 def test_what_is_there_at_once_does_not_depend_on_the_blocks(recipe):
     peaks = []
-    for blocks in (2, 4, 8):
+    for blocks in (2, 5):
         dense = tiny_model("llama", num_hidden_layers=blocks)
         size = sum(p.numel() * p.element_size() for p in dense.model.layers[0].parameters())
         with pretended() as accelerator:
