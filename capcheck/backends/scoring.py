@@ -35,7 +35,7 @@ _CACHED = 2**23  # bytes of the widest activations that are still fast on a CPU
 _LEAST_TOKENS = 256
 _FILLED = 4096  # tokens of a pass that keep an accelerator busy
 _GAIN = 0.8  # this share of the tokens is distinct at most, or rows go side by side
-_ALIKE = 0.9  # packs of a batch on a CPU are at least this long, next to the longest
+_ALIKE = 0.9  # packs of a batch are at least this long, next to the longest
 
 
 class Scoring:
@@ -88,8 +88,10 @@ class Scoring:
             many = max(1, self._together(budget) // width)
             # What stands before a pack is kept for each: at most twice what the budget allows for.
             many = min(many, max(1, 2 * budget // (begun + width)))
-            if self._device.type == "cpu":  # padding costs as much as tokens do
-                many = min(many, sum(len(pack.ids) >= _ALIKE * width for pack in found[:many]))
+            # Padding costs as much as tokens do, once there is enough to do.
+            enough = 1 if self._device.type == "cpu" else -(-_FILLED // width)
+            alike = sum(len(pack.ids) >= _ALIKE * width for pack in found[:many])
+            many = min(many, max(enough, alike))
             batch, found = found[:many], found[many:]
             again = None if cache is None else partial(repeated, cache, len(batch))
             ids, positions, mask = tensors(batch, begun, self.model.dtype, self._device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from capcheck.backends import encoding, scoring, trees
 from capcheck.backends.hf import HFBackend
 from tests.devices import DEVICE, pretended
 from tests.plain import LOUD, PAIRS, PROMPTS, TOKENIZER, WORDS
@@ -69,6 +70,35 @@ def test_nobody_waits_before_all_is_under_way(there, questions):
     backend.loglik(questions)
     assert len(passes) > 2
     assert set(passes) == {0}, accelerator.waits
+
+
+def test_an_accelerator_is_filled_before_padding_is_minded(monkeypatch):
+    """Long packs make a batch of their own where they are enough; a few are filled up."""
+    monkeypatch.setattr(scoring, "_FILLED", 60)
+    monkeypatch.setattr(trees, "PACK_TOKENS", 20)
+    starts = [(at, 20) for at in range(4)] + [(at, 5) for at in range(4, 40)]
+    pairs = [
+        (" ".join(WORDS[at : at + long]), choice)
+        for at, long in starts
+        for choice in (" the old", " the old dog sat")
+    ]
+    shapes = []
+    plain = scoring.token_nats
+
+    def token_nats(model, ids, *rest, **reading):
+        shapes.append(tuple(ids.shape))
+        return plain(model, ids, *rest, **reading)
+
+    monkeypatch.setattr(scoring, "token_nats", token_nats)
+    with pretended():
+        backend = HFBackend(tiny_model("llama").to(DEVICE), TOKENIZER, batch_tokens=4096)
+        backend.loglik(pairs)
+    rows = backend.encoder.pairs(pairs)
+    lengths = [len(pack.ids) for pack in trees.packs(rows, encoding.shared(rows), 60)]
+    assert all(rows * tokens >= 60 for rows, tokens in shapes[:-1])
+    assert sum(rows for rows, _ in shapes) == len(lengths)
+    assert sum(rows * tokens for rows, tokens in shapes) <= 1.15 * sum(lengths)
+    assert len(lengths) * max(lengths) > 1.5 * sum(lengths), "padding would cost something here"
 
 
 def test_distributions_are_brought_once(there):
