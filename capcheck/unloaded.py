@@ -112,6 +112,7 @@ class Unloaded:
             "device": found.device,
             "device_name": device_name(torch.device(found.device)),
             "dtype": found.dtype,
+            "batch_tokens": found.batch_tokens,
             "note": found.info.note,
             "chat": found.chat and found.chat.dress("…"),
         }

@@ -37,7 +37,8 @@ class Visits:
 
     def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
         self.home = next(model.parameters()).device
-        self.device = self.home if device is None else torch.device(device)
+        # Of a tensor that is there, for `cuda` alone is no device that tensors are on.
+        self.device = self.home if device is None else torch.empty(0, device=device).device
         self._model = model
 
     @property
