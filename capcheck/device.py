@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from capcheck import calibrate, ready, saving
 from capcheck.backends import loading
 from capcheck.backends.hf import HFBackend, out_of_memory
-from capcheck.backends.memory import free_on, memory_needed
+from capcheck.backends.memory import check_free, free_on, memory_needed
 from capcheck.blocks import find_matrices
 from capcheck.errors import CapcheckError, ModelError, UsageError
 from capcheck.methods.grid import Grid
@@ -27,7 +27,7 @@ from capcheck.turn import Turn
 from capcheck.unloaded import Unloaded
 
 _LEAST_TOKENS = 64  # smaller batches than this save next to nothing
-_SHARE = 0.9  # of the memory that is free on a device, for another model and a batch
+_OF_FREE = 0.9  # of the memory that is free on a device, for another model and a batch
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
@@ -64,24 +64,27 @@ class DeviceModels(Unloaded):
         """
         label = "control" if control else str(recipe)
         if label in self._failed:
-            raise self._failed[label]
+            raise self._failed[label] from None
         self._take_turn()
         try:
             if label not in self._kept:
                 self._kept[label] = self._built(recipe, control)
             self._place(label)
         except CapcheckError as error:
-            self._failed[label] = error
+            # Anew: the traceback of this one holds the model that was being made.
+            self._failed[label] = type(error)(str(error))
             raise
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            self._failed[label] = ModelError(
+            text = (
                 f"out of memory on {self._prepared.device} while the model of {label} was made; "
                 "free memory there, calibrate on less (n=32), or use another device "
                 "(--capcheck-device) or dtype (--capcheck-dtype=bfloat16)"
             )
-            raise self._failed[label] from error
+            self._kept.pop(label, None)
+            self._failed[label] = ModelError(text)
+            raise ModelError(text) from error
         return self._kept[label]
 
     def log(self, recipe: Recipe) -> CompressionLog:
@@ -133,8 +136,6 @@ class DeviceModels(Unloaded):
     def smaller_batches(self) -> int | None:
         """Halve the batches of all models, and tell it in their identities."""
         tokens = self._prepared.batch_tokens // 2
-        self._alone = True
-        self._place(None)
         self._free()
         if tokens < _LEAST_TOKENS:
             return None
@@ -144,10 +145,20 @@ class DeviceModels(Unloaded):
             backend.set_batch_tokens(_control_tokens(tokens) if label == "control" else tokens)
         return tokens
 
+    def make_room(self) -> bool:
+        """Leave one model on the device from here on; return whether there were more."""
+        device = self._prepared.device
+        there = sum(_is_on(backend.model, device) for backend in self._kept.values())
+        if device == "cpu" or self._alone or there < 2:
+            return False
+        self._leave_one()
+        return True
+
     def release(self) -> None:
         """Let another process have the device, if one is waiting for it."""
         if self._turn is not None and self._turn.others_wait():
             self._place(None)
+            self._free()
             self._turn.release()
 
     def close(self) -> None:
@@ -158,21 +169,22 @@ class DeviceModels(Unloaded):
             self._turn.release()
 
     def _built(self, recipe: Recipe, control: bool) -> HFBackend:
+        self._place(None)
         if control or not recipe:
             return self._loaded(control)
         # One compressed model at a time: the room of the last one is needed for this one.
         for label in [label for label in self._kept if label != "none"]:
             del self._kept[label]
-        self._place(None)
         self._free()
         if (other := self._checkpoint(recipe)) is not None:
             return self._ready(recipe, other)
         if self._settings.baseline is not None:
             model = replace(self._prepared, device="cpu").load().model  # nobody asks it
         else:
-            model = self.backend(Recipe()).model
-            self._place(None)
-            model = copy.deepcopy(model)
+            if "none" not in self._kept:
+                self.backend(Recipe())
+                self._place(None)
+            model = copy.deepcopy(self._kept["none"].model)
         walks = sum(step.signature.kind != "cache" for step in recipe)
         blocks = self._prepared.empty.config.get_text_config().num_hidden_layers * walks
         with self._progress(f"compress [{recipe}]", blocks) as advance:
@@ -209,15 +221,28 @@ class DeviceModels(Unloaded):
         device = self._prepared.device
         if device == "cpu":
             return
-        model = None if wanted is None else self._kept[wanted].model
-        if model is not None and _is_on(model, device):
+        others = [backend.model for label, backend in self._kept.items() if label != wanted]
+        if wanted is None:
+            _move(others, "cpu")
             return
-        if model is None or self._alone or not self._has_room(model):
-            for label, backend in self._kept.items():
-                if label != wanted:
-                    backend.model.to("cpu")
-        if model is not None:
-            model.to(device)
+        model = self._kept[wanted].model
+        there = _is_on(model, device)
+        if self._alone or not (there or self._has_room(model)):
+            _move(others, "cpu")
+        if there:
+            return
+        try:
+            _move([model], device)
+        except RuntimeError as error:
+            if self._alone or not out_of_memory(error):
+                raise
+            self._leave_one()
+            _move([model], device)
+
+    def _leave_one(self) -> None:
+        self._alone = True
+        self._place(None)
+        self._free()
 
     def _has_room(self, model: Any) -> bool:
         """Whether a model and its batches fit on the device beside what is there."""
@@ -225,7 +250,7 @@ class DeviceModels(Unloaded):
         prepared = self._prepared
         needed = memory_needed(prepared.sized, prepared.dtype, prepared.batch_tokens)
         weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        return weights + needed.working <= _SHARE * free_on(prepared.device)
+        return weights + needed.working <= _OF_FREE * free_on(prepared.device)
 
     def _free(self) -> None:
         gc.collect()
@@ -235,11 +260,24 @@ class DeviceModels(Unloaded):
     def _take_turn(self) -> None:
         if self._turn is None:
             self._turn = Turn(self._prepared.device, self._progress)
-        self._turn.take()
+        if self._turn.take():
+            # What other programs have there; of other runs none has anything now.
+            prepared = self._prepared
+            try:
+                check_free(prepared.sized, prepared.dtype, prepared.device)
+            except ModelError:
+                self._turn.release()
+                raise
 
 
 def _is_on(model: Any, device: str) -> bool:
-    return all(parameter.device == torch.device(device) for parameter in model.parameters())
+    there = torch.empty(0, device=device).device  # `mps` alone is no device that tensors are on
+    return all(parameter.device == there for parameter in model.parameters())
+
+
+def _move(models: Iterable[Any], device: str) -> None:
+    for model in models:
+        model.to(device)
 
 
 def _control_tokens(batch_tokens: int) -> int:

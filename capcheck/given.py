@@ -48,6 +48,10 @@ class _Given:
         """What they were calibrated on is not known."""
         return []
 
+    def make_room(self) -> bool:
+        """Nothing is moved."""
+        return False
+
     def smaller_batches(self) -> None:
         """Their batches are the caller's to choose."""
 

@@ -217,7 +217,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "batch_tokens", _integer_or(("auto",), "the most tokens of a batch"), "auto|N", "auto",
         "tokens in a batch, padding counted: auto (4096, or up to 16384 on a GPU with room for "
-        "them; those of a baseline), or N",
+        "them; with a baseline its own), or N",
     ),
     Option(
         "trust_remote_code", _boolean, "BOOL", "false",

@@ -158,7 +158,7 @@ class Session:
             found = self._stored(keys, range(len(items)))
         missing = [i for i in range(len(items)) if i not in found]
         if missing:
-            backend = self.models.backend(recipe, control=control)
+            self.models.backend(recipe, control=control)
             if not control:
                 # While we waited for the device, another worker may have asked.
                 found |= self._stored(keys, missing)
@@ -171,12 +171,7 @@ class Session:
                         raise OutOfTimeError(f"{label}: the time budget ran out")
                     some = order[start : start + _CHUNK]
                     asked = time.monotonic()
-                    try:
-                        replies = task.ask(backend, [items[i] for i in some])
-                    except OutOfMemoryError as error:
-                        self._halve(label, str(error))
-                    except ModelError as error:
-                        raise ModelError(f"{label}: {error}") from None
+                    replies = self._asked(label, recipe, control, task, [items[i] for i in some])
                     if not control:  # which is asked in other batches
                         requests = [task.request(items[i]) for i in some]
                         self._speeds.note(recipe, requests, time.monotonic() - asked)
@@ -200,6 +195,19 @@ class Session:
             self.baseline.declare(self, task, [item for items in rounds for item in items])
         if self.saver is not None:
             self.saver.ask(self, task, rounds)
+
+    def _asked(
+        self, label: str, recipe: Recipe, control: bool, task: Question, items: Sequence[Item]
+    ) -> list[JSON]:
+        while True:
+            backend = self.models.backend(recipe, control=control)
+            try:
+                return task.ask(backend, items)
+            except OutOfMemoryError as error:
+                if not self.models.make_room():
+                    self._halve(label, str(error))
+            except ModelError as error:
+                raise ModelError(f"{label}: {error}") from None
 
     def _halve(self, label: str, error: str) -> NoReturn:
         """Go on with smaller batches, for all models, where that can help."""

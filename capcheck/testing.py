@@ -61,6 +61,10 @@ class ScriptedModels:
         """Nothing is calibrated."""
         return []
 
+    def make_room(self) -> bool:
+        """Nothing is moved."""
+        return False
+
     def smaller_batches(self) -> None:
         """There are no batches."""
 

@@ -45,14 +45,14 @@ class Turn:
         self._mine = self._queue / str(os.getpid())
         self._lock = filelock.FileLock(folder / f"{name}.lock")
 
-    def take(self) -> None:
-        """Wait until the device is free and take it; nothing where it is ours already.
+    def take(self) -> bool:
+        """Wait until the device is free and take it; return whether it was not ours already.
 
         Raises:
             ModelError: the lock file cannot be made.
         """
         if not self._needed or self._lock.is_locked:
-            return
+            return False
         try:
             self._queue.mkdir(parents=True, exist_ok=True)
             if self.others_wait():
@@ -68,6 +68,7 @@ class Turn:
             ) from None
         finally:
             self._mine.unlink(missing_ok=True)
+        return True
 
     def release(self) -> None:
         """Give the device back."""

@@ -11,6 +11,7 @@ import torch
 from capcheck import __version__, corpus, digests, ready, saving
 from capcheck.backends import hub, loading
 from capcheck.backends.identity import device_name
+from capcheck.backends.memory import BATCH_TOKENS
 from capcheck.check import check
 from capcheck.errors import UsageError
 from capcheck.recipe import Recipe
@@ -32,6 +33,8 @@ class Unloaded:
     @cached_property
     def _prepared(self) -> loading.Prepared:
         tokens = self._settings.batch_tokens
+        if tokens == "auto" and self._settings.save_baseline is not None:
+            tokens = BATCH_TOKENS  # it is for a smaller machine
         return hub.prepare(
             self._settings.model_name,
             revision=self._settings.revision,

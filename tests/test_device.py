@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -154,8 +157,9 @@ def test_what_a_recipe_is_calibrated_on(folder, tmp_path):
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
+def accelerator(monkeypatch, tmp_path):
     """An accelerator that can be asked for, and its room for models."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no other worker has it
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # other threads have no accelerator
     monkeypatch.setattr(loading, "devices", lambda: [DEVICE, "cpu"])
     room = {"free": 2**30}
@@ -189,13 +193,87 @@ def test_without_room_the_one_that_is_asked_is_there(folder, accelerator):
     found.close()
 
 
-def test_memory_that_runs_out_leaves_one_there(folder, accelerator):
+def test_where_memory_runs_out_one_is_left_there(folder, accelerator):
     found = DeviceModels(Settings(model=str(folder), device=DEVICE, batch_tokens=1000))
     dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    assert kept(found, dense) == [DEVICE]
+    assert not found.make_room(), "there is one alone"
     assert kept(found, rtn, dense, rtn) == [DEVICE] * 3
+    assert found.make_room()
+    for _ in range(2):
+        assert kept(found, dense, rtn) == ["cpu", DEVICE]
+        assert not found.make_room()
     assert found.smaller_batches() == 500
-    assert kept(found, dense, rtn) == ["cpu", DEVICE]
     assert found.backend(dense).batch_tokens == 500
+    found.close()
+
+
+@pytest.mark.parametrize("label", ["control", "load"])
+def test_what_is_loaded_finds_the_device_empty(folder, accelerator, label, monkeypatch):
+    """Weights go straight there, so the others leave before."""
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE))
+    dense = found.backend(Recipe())
+    there = []
+    load = loading.Prepared.load
+
+    def loaded(self):
+        there.append(str(dense.device))
+        return load(self)
+
+    monkeypatch.setattr(loading.Prepared, "load", loaded)
+    recipe = Recipe() if label == "control" else Recipe.parse(f"load:{folder}")
+    assert str(found.backend(recipe, control=label == "control").device) == DEVICE
+    assert there == ["cpu"]
+    found.close()
+
+
+def test_a_device_that_others_wait_for_is_given_empty(folder, accelerator, monkeypatch):
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE))
+    dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    models = [found.backend(recipe) for recipe in (dense, rtn, dense)]
+    found.release()
+    assert [str(one.device) for one in models] == [DEVICE] * 3, "nobody waits"
+    freed = []
+    monkeypatch.setattr(found, "_free", lambda: freed.append([str(m.device) for m in models]))
+    monkeypatch.setattr(found._turn, "others_wait", lambda: True)
+    found.release()
+    assert freed == [["cpu"] * 3]
+    assert not found._turn._lock.is_locked
+    assert kept(found, dense) == [DEVICE]
+    assert found._turn._lock.is_locked
+    found.close()
+
+
+def test_a_model_that_does_not_fit_beside_another_takes_its_place(folder, accelerator, monkeypatch):
+    found = DeviceModels(Settings(model=str(folder), device=DEVICE))
+    dense, rtn = Recipe(), Recipe.parse("rtn:4")
+    assert kept(found, dense, rtn) == ["cpu", DEVICE]
+    move, fails = device._move, ["once"]
+
+    def moved(models, where):
+        if where == DEVICE and fails:
+            raise torch.OutOfMemoryError(f"CUDA out of memory {fails.pop()}")
+        move(models, where)
+
+    monkeypatch.setattr(device, "_move", moved)
+    assert kept(found, dense, rtn) == ["cpu", DEVICE]
+    found.close()
+
+
+def test_an_error_that_is_kept_holds_no_model(folder, monkeypatch):
+    alive = []
+
+    def failing(model, *args, **options):
+        alive.append(weakref.ref(model))
+        raise ModelError("no")
+
+    monkeypatch.setattr(calibrate, "compress", failing)
+    found = models(folder)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="no"):
+            found.backend(Recipe.parse("rtn:4"))
+    gc.collect()
+    assert [reference() for reference in alive] == [None]
     found.close()
 
 

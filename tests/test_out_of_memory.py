@@ -7,6 +7,7 @@ import torch
 
 from capcheck import choices, generation
 from capcheck.backends.hf import HFBackend
+from capcheck.baseline_writer import Saver
 from capcheck.device import DeviceModels
 from capcheck.errors import ModelError, OutOfMemoryError
 from capcheck.recipe import Recipe
@@ -67,6 +68,18 @@ def test_both_are_asked_again_in_the_batches_that_fit(folder, full, tmp_path):
     ]
     assert sorted(record.item for record in found.records) == sorted(row["id"] for row in ROWS)
     assert len(scores[0]) == len(ROWS)
+    found.close()
+
+
+def test_room_is_made_before_batches_are_smaller(folder, full, monkeypatch):
+    """Also where batches must not change, as those of a baseline."""
+    limits, asked = full
+    limits[True] = 500
+    found = session(folder)
+    found.saver = Saver()
+    monkeypatch.setattr(found.models, "make_room", lambda: bool(limits.pop(True, None)))
+    assert len(found.compare(TASK, RTN).scores[1]) == len(ROWS)
+    assert asked == [(False, 1000), (True, 1000), (True, 1000)]
     found.close()
 
 

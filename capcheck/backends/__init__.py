@@ -114,6 +114,13 @@ class Models(Protocol):
             CapcheckError: they cannot be read.
         """
 
+    def make_room(self) -> bool:
+        """Leave one model on the device from here on, where memory ran out with more.
+
+        Returns:
+            Whether there were more, so that asking again can help.
+        """
+
     def smaller_batches(self) -> int | None:
         """Halve the batches of all models, and tell it in their identities.
 

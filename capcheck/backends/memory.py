@@ -13,10 +13,11 @@ from capcheck.errors import ModelError
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 LOGITS = 3 * 2**27  # a chunk of logits, its float32 copy and its softmax
+_LEAST = 512  # tokens of batches that a run can make do with
 BATCH_TOKENS = 4096  # tokens of a batch where nobody chooses them; a CPU is no faster with more
 
 _ROOMY = (16384, 8192)  # on a GPU, which takes a step for many rows in the time of one
-_SHARE = 0.8  # of a GPU's memory, for one model and its batches
+_OF_ALL = 0.8  # of a GPU's memory, for models and a batch
 
 
 class Sized(Protocol):
@@ -88,18 +89,23 @@ def choose_batch_tokens(info: Sized, dtype: str, device: str) -> int:
     """
     if not device.startswith("cuda"):
         return BATCH_TOKENS
-    room = _SHARE * total_cuda(device)
-    needed = ((tokens, memory_needed(info, dtype, tokens)) for tokens in _ROOMY)
-    fitting = (tokens for tokens, need in needed if need.weights + need.working <= room)
-    return next(fitting, BATCH_TOKENS)
+    room = _OF_ALL * total_cuda(device)
+    # Two models that stay there are worth more than larger batches.
+    for models in (2, 1):
+        for tokens in _ROOMY:
+            need = memory_needed(info, dtype, tokens)
+            if models * need.weights + need.working <= room:
+                return tokens
+    return BATCH_TOKENS
 
 
 def check_memory(
     info: Sized, dtype: str, device: str, batch_tokens: int, models: int = 2
 ) -> Memory:
-    """Compare what is needed with what is free, on the host and on a CUDA device.
+    """Compare what is needed with what is free on the host, and with all of a CUDA device.
 
-    On a CUDA device one model is on the device at a time and the other waits on the host.
+    One model and a batch have to fit on the device, the other waits on the host if need be. What
+    is free there is looked at when it is this run's turn (`check_free`).
 
     Args:
         info, dtype, batch_tokens: as for `memory_needed`.
@@ -110,18 +116,34 @@ def check_memory(
         ModelError: it will not fit.
     """
     need = memory_needed(info, dtype, batch_tokens)
-    smaller = "" if DTYPE_BYTES[dtype] == 2 else "load it in bfloat16 (--capcheck-dtype=bfloat16), "
-    remedy = f"{smaller}lower --capcheck-batch-tokens, or use a smaller model or a larger machine"
     if not models:
         return need
-    what = "dense, compressed" if models > 1 else "one model"
     host = models * need.weights + need.working
     if device.startswith("cuda"):
         host -= need.working  # dense parked, and the copy that is about to be compressed
-        one, free = need.weights + need.working, free_cuda(device)
-        _compare(info.name, dtype, one, free, device, what, remedy)
-    _compare(info.name, dtype, host, free_host(), "this machine", what, remedy)
+        one = need.weights + need.working
+        _compare(info.name, dtype, one, total_cuda(device), device, "one model", "there")
+    what = "dense, compressed" if models > 1 else "one model"
+    _compare(info.name, dtype, host, free_host(), "this machine", what, "free")
     return need
+
+
+def check_free(info: Sized, dtype: str, device: str) -> None:
+    """Compare what one model and batches that can be made do with need with what a GPU has free.
+
+    Larger batches are halved if memory runs out.
+
+    Args:
+        info, dtype: as for `memory_needed`.
+        device: where the model is to be.
+
+    Raises:
+        ModelError: it will not fit.
+    """
+    if device.startswith("cuda"):
+        need = memory_needed(info, dtype, _LEAST)
+        one = need.weights + need.working
+        _compare(info.name, dtype, one, free_cuda(device), device, "one model", "free")
 
 
 def free_host() -> int:
@@ -157,14 +179,15 @@ def total_cuda(device: str) -> int:
     return int(torch.cuda.mem_get_info(device)[1])
 
 
-def _compare(
-    name: str, dtype: str, need: int, free: int, where: str, what: str, remedy: str
-) -> None:
-    if need > free:
-        raise ModelError(
-            f"{name} in {dtype} needs about {need / 2**30:.1f} GiB on {where} ({what} "
-            f"and working memory), but {free / 2**30:.1f} GiB are free; {remedy}"
-        )
+def _compare(name: str, dtype: str, need: int, has: int, where: str, what: str, how: str) -> None:
+    if need <= has:
+        return
+    smaller = "" if DTYPE_BYTES[dtype] == 2 else "load it in bfloat16 (--capcheck-dtype=bfloat16), "
+    raise ModelError(
+        f"{name} in {dtype} needs about {need / 2**30:.1f} GiB on {where} ({what} and working "
+        f"memory), but {has / 2**30:.1f} GiB are {how}; {smaller}lower --capcheck-batch-tokens, "
+        "or use a smaller model or a larger machine"
+    )
 
 
 def _number(info: Sized, default: int, *names: str) -> int:

@@ -147,18 +147,27 @@ def test_too_little_memory_says_what_to_do(monkeypatch):
     assert "needs about 62.8 GiB on this machine" in text
     assert "20.0 GiB are free" in text
     assert "--capcheck-dtype=bfloat16" in text
-    monkeypatch.setattr(memory, "free_cuda", lambda device: 30 * 2**30)
+    monkeypatch.setattr(memory, "total_cuda", lambda device: 30 * 2**30)
     # The host holds the dense model and the copy that is to be compressed.
     refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "this machine")
     monkeypatch.setattr(memory, "free_host", lambda: 40 * 2**30)
     memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096)
-    monkeypatch.setattr(memory, "free_cuda", lambda device: 15 * 2**30)
-    refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "on cuda:0")
+    monkeypatch.setattr(memory, "total_cuda", lambda device: 15 * 2**30)
+    text = refused(lambda: memory.check_memory(LLAMA_8B, "bfloat16", "cuda:0", 4096), "on cuda:0")
+    assert "15.0 GiB are there" in text
+
+
+def test_what_others_have_on_a_gpu_is_not_free(monkeypatch):
+    monkeypatch.setattr(memory, "free_cuda", lambda device: 17 * 2**30)
+    memory.check_free(LLAMA_8B, "bfloat16", "cuda:0")
+    memory.check_free(LLAMA_8B, "float32", "cpu")
+    text = refused(lambda: memory.check_free(LLAMA_8B, "float32", "cuda:0"), "on cuda:0")
+    assert "17.0 GiB are free" in text
 
 
 def test_memory_for_one_model_or_none(monkeypatch):
     monkeypatch.setattr(memory, "free_host", lambda: 20 * 2**30)
-    monkeypatch.setattr(memory, "free_cuda", lambda device: 20 * 2**30)
+    monkeypatch.setattr(memory, "total_cuda", lambda device: 20 * 2**30)
     for place in ("cpu", "cuda:0"):
         with pytest.raises(ModelError, match="on this machine"):
             memory.check_memory(LLAMA_8B, "bfloat16", place, 4096)
@@ -192,7 +201,6 @@ def test_batches_are_larger_where_a_gpu_has_room(monkeypatch):
 def test_batches_are_chosen_for_the_device(whole, monkeypatch):
     monkeypatch.setattr(loading, "devices", lambda: ["cuda:0", "cpu"])
     monkeypatch.setattr(memory, "total_cuda", lambda device: 80 * 2**30)
-    monkeypatch.setattr(memory, "free_cuda", lambda device: 80 * 2**30)
     assert prepare(str(whole)).batch_tokens == 16384
     assert prepare(str(whole), device="cpu").batch_tokens == 4096
     assert prepare(str(whole), batch_tokens=100).batch_tokens == 100
