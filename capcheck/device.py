@@ -15,7 +15,8 @@ import torch
 
 from capcheck import calibrate, ready, saving
 from capcheck.backends import loading
-from capcheck.backends.hf import HFBackend, out_of_memory
+from capcheck.backends.forward import out_of_memory
+from capcheck.backends.hf import HFBackend
 from capcheck.backends.memory import check_free, free_on, memory_needed
 from capcheck.blocks import find_matrices
 from capcheck.errors import CapcheckError, ModelError, UsageError

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 
 from capcheck.backends.encoding import Row, batches
-from capcheck.backends.forward import chunks_of_logits, rope_boundary, scored_at_once, sent
+from capcheck.backends.forward import (
+    chunks_of_logits,
+    not_finite,
+    rope_boundary,
+    scored_at_once,
+    sent,
+)
 from capcheck.distributions import Ints, TokenNats, TopTokens, spaced
 from capcheck.errors import ModelError
 
@@ -122,11 +128,7 @@ def _read(
     back = np.argsort(np.concatenate(order))
     finite, *whole = [torch.cat(parts).cpu().numpy()[back] for parts in zip(*found, strict=True)]
     if not finite.all():
-        raise ModelError(
-            "the model gives NaN or infinite logits for a document: its weights or "
-            "activations overflow; check the recipe, or load it in another dtype "
-            "(--capcheck-dtype=bfloat16 or float32)"
-        )
+        raise not_finite("a document")
     return [[part[begin:end] for part in whole] for begin, end in pairwise(begins)]
 
 

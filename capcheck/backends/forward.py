@@ -104,7 +104,10 @@ def chunks_of_logits(
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor of the host on a device, where the host need not wait for it."""
-    # CUDA takes what it is to copy before it goes on; MPS may read memory that is free again.
+    if device.type == "cuda":
+        # Of other memory CUDA may take a copy first, when all that is queued is done.
+        tensor = tensor.pin_memory()
+    # MPS may read memory that is free again.
     return tensor.to(device, non_blocking=device.type != "mps")
 
 
@@ -137,6 +140,34 @@ def rope_boundary(config: Any) -> int | None:
         text, "original_max_position_embeddings", None
     )
     return int(boundary) if boundary else None
+
+
+def not_finite(what: str) -> ModelError:
+    """Return the error of logits that are NaN or infinite; `what` they were computed for."""
+    return ModelError(
+        f"the model gives NaN or infinite logits for {what}: its weights or activations overflow; "
+        "check the recipe, or load it in another dtype (--capcheck-dtype=bfloat16 or float32)"
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # The CPU and MPS allocators raise a plain RuntimeError, and so do libraries of CUDA.
+    signs = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
+
+
+@contextmanager
+def of_many_shapes() -> Iterator[None]:
+    """Do without cuDNN's attention, which is planned anew for every shape, and restore it."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @contextmanager

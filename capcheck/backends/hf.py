@@ -17,7 +17,14 @@ import torch
 from capcheck.backends import distribution
 from capcheck.backends.chat import Chat
 from capcheck.backends.encoding import Encoder, Row, batches
-from capcheck.backends.forward import context_length, quiet, rope_boundary
+from capcheck.backends.forward import (
+    context_length,
+    not_finite,
+    of_many_shapes,
+    out_of_memory,
+    quiet,
+    rope_boundary,
+)
 from capcheck.backends.greedy import Turnover, greedy
 from capcheck.backends.identity import describe, device_name, weights_digest
 from capcheck.backends.memory import BATCH_TOKENS
@@ -217,7 +224,7 @@ class HFBackend:
         with self._asking():
             for row, total in self._scoring.totals(rows, self.batch_tokens):
                 if not math.isfinite(total):
-                    raise _not_finite(f"{what} {row.item + 1} of {items}")
+                    raise not_finite(f"{what} {row.item + 1} of {items}")
                 nats[row.item] += total
                 tokens[row.item] += len(row.ids) - row.start
         return [Loglik(n, t) for n, t in zip(nats, tokens, strict=True)]
@@ -253,7 +260,7 @@ class HFBackend:
         )
         for row, new, is_sound in zip(rows, found, sound, strict=True):
             if not is_sound:
-                raise _not_finite(f"prompt {row.item + 1}")
+                raise not_finite(f"prompt {row.item + 1}")
             end = next((at for at, token in enumerate(new) if token in ends), None)
             text = self.encoder.text(row.ids, new[:end])
             cut = _first(text, stop)
@@ -283,7 +290,7 @@ class HFBackend:
         for module in training:
             module.training = False
         try:
-            with torch.inference_mode(), quiet():
+            with torch.inference_mode(), of_many_shapes(), quiet():
                 yield
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -300,18 +307,3 @@ class HFBackend:
 def _first(text: str, stop: Sequence[str]) -> int | None:
     """Return where the first stop string begins, or None."""
     return min((at for s in stop if (at := text.find(s)) >= 0), default=None)
-
-
-def _not_finite(what: str) -> ModelError:
-    return ModelError(
-        f"the model gives NaN or infinite logits for {what}: its weights or activations overflow; "
-        "check the recipe, or load it in another dtype (--capcheck-dtype=bfloat16 or float32)"
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)  # the CPU and MPS allocators raise a plain RuntimeError
-    return any(sign in text for sign in ("out of memory", "can't allocate memory"))

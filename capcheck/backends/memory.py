@@ -57,7 +57,8 @@ def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     """Estimate the memory that asking a dense and a compressed model takes.
 
     The working memory is that of the widest layer at `batch_tokens` tokens, a mask of as many, one
-    chunk of logits, and a key-value cache with half as much again for rows that are about to join.
+    chunk of logits, and a key-value cache with as much again for rows that are about to join, or
+    for what stands before packs.
     What a compression method needs comes on top.
 
     Args:
@@ -73,7 +74,8 @@ def memory_needed(info: Sized, dtype: str, batch_tokens: int) -> Memory:
     heads = _number(info, 1, "num_attention_heads", "n_head")
     keys = _number(info, heads, "num_key_value_heads") * _number(info, hidden // heads, "head_dim")
     context = _number(info, batch_tokens, "max_position_embeddings", "n_positions")
-    per_token = (6 * hidden + 3 * inner + 3 * layers * keys) * item + min(context, batch_tokens)
+    mask = min(context, batch_tokens) * (item + 2)  # and whom it hides, being found out
+    per_token = (6 * hidden + 3 * inner + 4 * layers * keys) * item + mask
     return Memory(weights, batch_tokens * per_token + LOGITS)
 
 

@@ -132,7 +132,7 @@ def narrowest_window(config: Any) -> int | None:
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
     """Return a cache for `rows` sequences that go on from one beginning; `cache` stays as it is.
 
-    Nothing is copied before something is appended, and then for the length of one layer only.
+    Nothing is copied before something is appended, a layer at a time.
     """
     fresh = DynamicCache()
     for layer in cache.layers:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from capcheck.backends.encoding import Row, batches, shared
-from capcheck.backends.forward import rope_boundary, sent, token_nats
+from capcheck.backends.forward import out_of_memory, rope_boundary, sent, token_nats
 from capcheck.backends.prefix import (
     Beginnings,
     a_dozen,
@@ -235,8 +235,10 @@ def reads_trees(model: Any) -> bool:
 
     try:
         heeding = off(position_ids=positions, attention_mask=mask)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # such a mask is not taken at all
-        return False
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        return False  # such a mask is not taken at all
     return is_rounding(heeding, off())
 
 
@@ -270,7 +272,10 @@ def tensors(
     ids, positions, ends = sent(torch.tensor(lines), device).unbind(1)  # [b, t] each
     place = torch.arange(width, device=device)
     reader = place[:, None]
-    seen = (place <= reader) & (reader < ends[:, None])  # [b, t, t], who reads and what
-    mask = torch.zeros(len(batch), 1, width, begun + width, dtype=dtype, device=device)
-    mask[:, 0, :, begun:].masked_fill_(~seen, torch.finfo(dtype).min)
+    hidden = (place > reader) | (reader >= ends[:, None])  # [b, t, t], who reads and what
+    # Kernels of accelerators want rows that begin at multiples of 16, or copy the mask each time.
+    row = begun + width if device.type == "cpu" else -(-(begun + width) // 16) * 16
+    whole = torch.zeros(len(batch), 1, width, row, dtype=dtype, device=device)
+    mask = whole[..., : begun + width]  # [b, 1, t, begun + t]
+    mask[:, 0, :, begun:].masked_fill_(hidden, torch.finfo(dtype).min)
     return ids, positions, mask

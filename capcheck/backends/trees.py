@@ -21,6 +21,8 @@ PACK_TOKENS = 512
 STEM_TOKENS = 384
 """A shorter beginning is not read before a group's packs, but with them."""
 
+_LONG = 4096  # tokens of a stem that is read by itself whatever follows it
+
 _CHEAP = PACK_TOKENS // 8  # tokens it is worth computing again to close a pack
 
 
@@ -108,8 +110,9 @@ def groups(rows: Sequence[Row], begun: int, least: int) -> list[tuple[int, list[
         if after is not None and common(row.ids, after.ids) >= shortest:
             continue
         stem, tokens = shared(run), distinct(run)
-        # What is left of an item's choices is too little for a pass.
-        if stem >= shortest and tokens >= max(least, stem + _CHEAP):
+        # What is left of an item's choices is too little for a pass, but for a mask of all of it.
+        enough = tokens >= max(least, stem + _CHEAP) or stem >= _LONG
+        if stem >= shortest and enough:
             found.append((stem, run))
         else:
             rest += run

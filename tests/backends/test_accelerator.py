@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from capcheck.backends import encoding, scoring, trees
 from capcheck.backends.hf import HFBackend
@@ -70,6 +71,34 @@ def test_nobody_waits_before_all_is_under_way(there, questions):
     backend.loglik(questions)
     assert len(passes) > 2
     assert set(passes) == {0}, accelerator.waits
+
+
+def test_masks_begin_where_kernels_want_them(there):
+    backend, _ = there
+    rows = backend.encoder.pairs(QUESTIONS)
+    for begun in (0, 3):
+        *_, mask = scoring.tensors(
+            trees.packs(rows, begun, 4096), begun, backend.dtype, backend.device
+        )
+        assert mask.stride(-2) % 16 == 0
+        assert mask.shape[-1] == mask.shape[-2] + begun
+
+
+@pytest.mark.parametrize("users", [True, False])
+def test_attention_is_not_planned_for_every_shape(users):
+    """As cuDNN's is; the setting is the user's again afterwards."""
+    model, seen = tiny_model("llama"), []
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(users)
+    model.register_forward_pre_hook(
+        lambda *args: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    try:
+        ask(HFBackend(model, TOKENIZER))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == users
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert set(seen) == {False}
 
 
 def test_an_accelerator_is_filled_before_padding_is_minded(monkeypatch):

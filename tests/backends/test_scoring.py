@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ from capcheck.backends.hf import HFBackend
 from capcheck.backends.prefix import narrowest_window
 from capcheck.backends.scoring import reads_trees
 from capcheck.backends.trees import PACK_TOKENS, distinct, groups, packs
+from capcheck.errors import OutOfMemoryError
 from tests.plain import LOUD, TOKENIZER, WORDS, plain_loglik
 from tests.tiny import ARCHITECTURES, MIXTURES, WINDOW, tiny_model
 
@@ -96,6 +99,23 @@ def test_a_window_is_not_reached_beyond(seen):
     assert narrowest_window(model.config) == WINDOW
     HFBackend(model, TOKENIZER).loglik(CASES["texts"])
     assert [masked for _, _, masked in seen] == [False]
+
+
+def test_memory_that_runs_out_in_a_trial_is_no_answer(monkeypatch):
+    model = tiny_model("llama")
+    backend, own = HFBackend(model, TOKENIZER), model.forward
+
+    def full(*args, **reading):
+        if "attention_mask" in reading:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(*args, **reading)
+
+    monkeypatch.setattr(model, "forward", wraps(own)(full))
+    with pytest.raises(OutOfMemoryError):
+        backend.loglik(CASES["texts"])
+    monkeypatch.setattr(model, "forward", own)
+    backend.loglik(CASES["texts"])
+    assert backend._scoring._reads_trees, "it was taken for a model that heeds no mask"
 
 
 @pytest.mark.parametrize("what", ["mask", "positions", "no positions", "another attention"])
@@ -222,6 +242,14 @@ def test_headers_make_groups_and_single_questions_none():
     stray = [Row([7, 0, *[0] * 90, *[5] * 500, 1], 590, 0), *alone]
     assert [stem for stem, _ in groups(rows + stray, 1, 0)] == [602, 602, 1]
     assert groups(rows, 1, 2000) == [(1, sorted(rows, key=lambda row: row.ids))]
+
+
+def test_a_long_beginning_needs_no_mask_of_all_of_it():
+    """However little follows: four choices behind a book."""
+    rows = [Row([*range(5000), choice, 0], 5000, 0) for choice in range(4)]
+    assert groups(rows, 0, 4096) == [(4999, rows)]
+    short = [Row([*range(500), choice, 0], 500, 0) for choice in range(4)]
+    assert groups(short, 0, 4096) == [(0, short)]
 
 
 @given(st.lists(st.lists(token, min_size=2, max_size=6), min_size=1, max_size=12))
