@@ -202,8 +202,9 @@ def _walk(
     replay = Replay(model, name, blocks, visits)
     if ids is not None:
         batches = _batched(ids, SEARCHED if scaled else micro_batch(visits.device))
-        hidden = replay.start(batches)
     steps = _allocated(step, found.blocks, replay, batches, visits)
+    if ids is not None:
+        hidden = replay.start(batches)
     calibrated = step.signature.calibrated
     for index, matrices in enumerate(found.blocks):
         run = partial(replay.run, index, hidden)
@@ -308,7 +309,8 @@ def _allocated(
                 (m.read(), norms[m.name] if norms[m.name].tokens else None) for m in matrices
             ]
             shares.append(owl.outliers(reached, float(step["outlier"])))
-            hidden = list(run())
+            for i, leaving in enumerate(run()):
+                hidden[i] = leaving  # [sequences, tokens, features]
     sizes = [sum(math.prod(matrix.shape) for matrix in matrices) for matrices in blocks]
     sparsities = owl.fractions(shares, sizes, step.sparsity.fraction, float(step["spread"]))
     return [replace(step, argument=Sparsity(fraction)) for fraction in sparsities]

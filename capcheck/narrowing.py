@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +57,7 @@ def narrow(
     name, blocks = find_blocks(model)
     groups = find_groups(model, step)
     replay = Replay(model, name, blocks, visits)
-    hidden = replay.start(batches)
-    scores: list[list[Tensor]] = []
-    for index, block in enumerate(groups):
-        run = partial(_through, replay, index, hidden)
-        with visits.of(blocks[index]):
-            found = gather([group.matrix for group in block], method.STATISTIC, run)
-            features = [method.score(g.matrix.read(), found[g.matrix.name]) for g in block]
-            scores.append(
-                [
-                    method.unit_scores(one, group.columns).cpu()
-                    for one, group in zip(features, block, strict=True)
-                ]
-            )
+    scores = _scores(groups, replay, batches, method, visits)
     assert step.sparsity is not None
     sizes = [[size_of(group, step) for group in block] for block in groups]
     kept = method.kept(scores, sizes, step.sparsity.fraction, str(step["scope"]))
@@ -118,6 +107,30 @@ def shrunk(model: PreTrainedModel, step: Step) -> PreTrainedModel:
             group.narrow(kept)
     follow(model, groups)
     return model
+
+
+def _scores(
+    groups: Sequence[Sequence[Group]],
+    replay: Replay,
+    batches: Sequence[Tensor],
+    method: ModuleType,
+    visits: Visits,
+) -> list[list[Tensor]]:
+    """Return the scores of the units of each group of each block, at home."""
+    hidden = replay.start(batches)
+    scores: list[list[Tensor]] = []
+    for index, block in enumerate(groups):
+        run = partial(_through, replay, index, hidden)
+        with visits.of(replay.blocks[index]):
+            found = gather([group.matrix for group in block], method.STATISTIC, run)
+            features = [method.score(g.matrix.read(), found[g.matrix.name]) for g in block]
+            scores.append(
+                [
+                    method.unit_scores(one, group.columns).cpu()
+                    for one, group in zip(features, block, strict=True)
+                ]
+            )
+    return scores
 
 
 def _through(replay: Replay, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ weight and its statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -69,14 +69,15 @@ class Visits:
     @contextmanager
     def passing(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Have each module on the accelerator for as long as its own forward runs."""
-        with self._visiting(list(modules), by_call=True):
+        with self._visiting(modules, by_call=True):
             yield
 
     @contextmanager
-    def _visiting(self, modules: Sequence[nn.Module], *, by_call: bool) -> Iterator[None]:
+    def _visiting(self, modules: Iterable[nn.Module], *, by_call: bool) -> Iterator[None]:
         if not self.needed:
             yield
             return
+        modules = list(dict.fromkeys(modules))  # a model may have one block in several places
 
         called_from_home: dict[nn.Module, bool] = {}
 

@@ -111,6 +111,59 @@ def test_hidden_states_stay_there_where_there_is_room(architecture, recipe, room
     assert accelerator.peak > away.peak
 
 
+@pytest.mark.parametrize("recipe", ["shortgpt:0.5", "awq:4"])
+def test_a_device_may_be_named_without_a_number(recipe, room):
+    """`cuda` is `cuda:0`: what is kept there is known to be there."""
+    room["free"] = 2**30
+    wanted = compress(tiny_model("llama"), recipe, calibration=IDS)
+    waits = []
+    for name in (DEVICE, DEVICE.partition(":")[0]):
+        with pretended() as accelerator:
+            found = compress(tiny_model("llama"), recipe, calibration=IDS, device=name)
+        same(found.model, wanted.model)
+        waits.append(len(accelerator.waits))
+    assert waits[0] == waits[1]
+
+
+def test_a_block_in_several_places_is_refused_there_as_here():
+    for device in (None, DEVICE):
+        model = tiny_model("llama")
+        model.model.layers[1] = model.model.layers[0]
+        with pretended(), pytest.raises(ModelError, match="are not a plain chain"):
+            compress(model, "wanda:0.5", calibration=IDS, device=device)
+
+
+@pytest.mark.parametrize("recipe", ["wanda:0.5,allocate=owl", "flap:0.3"])
+def test_hidden_states_are_kept_once(recipe, room):
+    """Also where a method walks over the blocks twice."""
+    room["free"] = 2**30
+    peaks = []
+    for count in (4, 64):
+        ids = token_ids(count, 12)
+        with pretended() as accelerator:
+            compress(tiny_model("llama"), recipe, calibration=ids, device=DEVICE)
+        peaks.append(accelerator.peak)
+    kept = 60 * 12 * 32 * 4  # [12, 32] in float32 of 60 sequences
+    assert kept <= peaks[1] - peaks[0] < 1.25 * kept
+
+
+def test_how_much_passes_through_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(calibrate, "MICRO_BATCH", 24)
+    monkeypatch.setattr(calibrate, "ACCELERATOR_MICRO_BATCH", 48)
+    ids, shapes = token_ids(8, 12), []
+
+    def note(model, device):
+        model.model.layers[0].register_forward_pre_hook(
+            lambda module, args: shapes.append(args[0].shape[0] * 12)
+        )
+        compress(model, "wanda:0.5", calibration=ids, in_place=True, device=device)
+        return max(shapes)
+
+    assert note(tiny_model("llama"), None) == 24
+    with pretended():
+        assert note(tiny_model("llama"), DEVICE) == 48
+
+
 def test_micro_batches_are_not_sent_again_and_again(room):
     room["free"] = 2**30
     waits = []
