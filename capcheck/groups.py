@@ -92,7 +92,8 @@ class Group:
         """
         layer = linear(self.module, self.consumer)
         if layer.bias is not None:
-            bias = bias.to(layer.bias.device) + layer.bias.detach().double()
+            bias = bias.to(layer.bias.device)
+            bias = bias + layer.bias.detach().to(bias)
         bias = bias.to(layer.weight)
         if not (bias.is_meta or bias.isfinite().all()):
             raise ModelError(

@@ -33,14 +33,18 @@ _NEEDS_VALUES = (
 class PretendedAccelerator(TorchDispatchMode):
     """What happens on the accelerator and between it and the host.
 
+    Args:
+        doubles: whether it has numbers of 64 bits, as MPS has not.
+
     Attributes:
         alive: bytes on it now.
         peak: the most there were.
         waits: the operations at which the host waited for it, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, doubles: bool = True) -> None:
         super().__init__()
+        self.doubles = doubles
         self.alive = self.peak = 0
         self.waits: list[str] = []
         self._known: set[int] = set()  # storages
@@ -152,6 +156,8 @@ class _There(Tensor):
                 dtype=inner.dtype,
                 device=torch.device(DEVICE),
             )
+        if inner.dtype == torch.float64 and not accelerator.doubles:
+            raise TypeError(f"{DEVICE} has no float64")
         made.inner, made.accelerator = inner, accelerator
         accelerator.holds(inner)
         return made  # type: ignore[no-any-return]
@@ -253,8 +259,8 @@ def _register() -> None:
 
 
 @contextmanager
-def pretended() -> Iterator[PretendedAccelerator]:
-    """Have the accelerator until the end of the context."""
+def pretended(*, doubles: bool = True) -> Iterator[PretendedAccelerator]:
+    """Have the accelerator until the end of the context; `doubles` as it has them."""
     _register()
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     # Parameters stay the same objects when they are moved, as they do with a real device.
@@ -263,7 +269,7 @@ def pretended() -> Iterator[PretendedAccelerator]:
     torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device=...)` comes here
     _module.entered = True
     try:
-        with PretendedAccelerator() as accelerator, _Attention():
+        with PretendedAccelerator(doubles=doubles) as accelerator, _Attention():
             yield accelerator
     finally:
         _module.entered = False

@@ -111,6 +111,26 @@ def test_hidden_states_stay_there_where_there_is_room(architecture, recipe, room
     assert accelerator.peak > away.peak
 
 
+WITHOUT_DOUBLES = [
+    *("magnitude:0.5,scope=global", "wanda:0.5,allocate=owl", "ria:2:4+rtn:4", "sparsegpt:2:4"),
+    *("gptq:4,actorder=true", "awq:4", "hqq:4", "shortgpt:0.5", "flap:0.3+wanda:0.5", "w8a8+kv:8"),
+]
+
+
+@pytest.mark.parametrize("home", [DEVICE, "cpu"])
+@pytest.mark.parametrize("recipe", WITHOUT_DOUBLES)
+def test_no_method_needs_numbers_of_64_bits(recipe, home):
+    """MPS has none; the model may live there, or visit."""
+    wanted = compress(tiny_model("llama", attention_bias=True), recipe, calibration=IDS)
+    with pretended(doubles=False):
+        dense = tiny_model("llama", attention_bias=True).to(home)
+        found = compress(dense, recipe, calibration=IDS, device=DEVICE).model.cpu()
+    first, second = found.state_dict(), wanted.model.state_dict()
+    assert first.keys() == second.keys()
+    far = sum(int((first[key] - second[key]).abs().gt(1e-3).sum()) for key in first)
+    assert far <= 0.001 * sum(p.numel() for p in found.parameters())
+
+
 @pytest.mark.parametrize("recipe", ["shortgpt:0.5", "awq:4"])
 def test_a_device_may_be_named_without_a_number(recipe, room):
     """`cuda` is `cuda:0`: what is kept there is known to be there."""

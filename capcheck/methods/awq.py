@@ -32,7 +32,7 @@ class Magnitudes:
     def add(self, x: Tensor) -> None:
         """Take the inputs of more tokens: [tokens, inputs], any floating dtype."""
         self.tokens += len(x)
-        self._sum += x.abs().float().sum(0).double().cpu()  # [inputs]
+        self._sum += x.abs().float().sum(0).cpu().double()  # [inputs]
 
     def finite(self) -> bool:
         """Whether every input so far was finite."""

@@ -46,8 +46,8 @@ class Size:
 
 
 def score(weight: Tensor, moments: InputMoments) -> Tensor:
-    """Return S_j for the inputs of a projection [outputs, inputs]: [inputs], float64."""
-    return moments.variance * weight.double().square().sum(0)
+    """Return S_j for the inputs of a projection [outputs, inputs]: [inputs], of their dtype."""
+    return moments.variance * weight.to(moments.mean).square().sum(0)
 
 
 def unit_scores(scores: Tensor, columns: int) -> Tensor:
@@ -62,14 +62,14 @@ def unit_scores(scores: Tensor, columns: int) -> Tensor:
 
 
 def bias(weight: Tensor, gone: Tensor, mean: Tensor) -> Tensor:
-    """Return what the features that go give on average: [outputs], float64.
+    """Return what the features that go give on average: [outputs], of the mean's dtype.
 
     Args:
         weight: [outputs, inputs], any floating dtype.
         gone: which inputs go, bool [inputs].
-        mean: of every input, float64 [inputs].
+        mean: of every input, [inputs].
     """
-    return weight[:, gone].double() @ mean[gone]
+    return weight[:, gone].to(mean) @ mean[gone]
 
 
 def kept(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from capcheck.errors import ModelError
+from capcheck.methods.statistics import widest
 
 BLOCK = 128
 """Columns whose updates are applied to all later columns at once."""
@@ -93,7 +94,7 @@ def inverse_factor(hessian: Tensor, damp: float, name: str) -> tuple[Tensor, lis
     upper = _factor(hessian, damp)
     if upper is not None:
         return upper, []
-    wide = hessian.double()
+    wide = hessian.to(widest(hessian.device))
     for attempt in range(_TRIES):
         upper = _factor(wide, damp * 10**attempt)
         if upper is not None:

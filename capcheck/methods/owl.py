@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
-from capcheck.methods.statistics import InputNorms
+from capcheck.methods.statistics import InputNorms, widest
 
 STATISTIC = InputNorms
 
@@ -31,7 +30,7 @@ def outliers(matrices: Iterable[tuple[Tensor, InputNorms | None]], times: float)
         weight.abs().float() * (1.0 if norms is None else norms.norms) for weight, norms in matrices
     ]
     size = sum(score.numel() for score in scores)
-    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / size
+    mean = sum(float(score.sum(dtype=widest(score.device))) for score in scores) / size
     return sum(int((score > times * mean).sum()) for score in scores) / size
 
 

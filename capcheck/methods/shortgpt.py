@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from capcheck.methods.statistics import widest
+
 
 def change(entering: Tensor, leaving: Tensor) -> float:
-    """Return the sum over tokens of 1 - cos(x, y), float64 inside; 0 to 2 a token.
+    """Return the sum over tokens of 1 - cos(x, y), as `widest` has them; 0 to 2 a token.
 
     Args:
         entering, leaving: [sequences, tokens, features], any floating dtype.
     """
-    alike = cosine_similarity(entering.double(), leaving.double(), dim=-1)  # [sequences, tokens]
+    wide = widest(entering.device)
+    alike = cosine_similarity(entering.to(wide), leaving.to(wide), dim=-1)  # [sequences, tokens]
     return float((1 - alike).sum())
 
 

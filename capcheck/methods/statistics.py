@@ -55,7 +55,7 @@ class InputNorms:
 
 
 class InputMoments:
-    """Mean and sample variance of every input feature over all tokens, accumulated in float64.
+    """Mean and sample variance of every input feature over all tokens, as `widest` has them.
 
     Batches are merged as Chan, Golub and LeVeque do it ("Updating Formulae and a Pairwise
     Algorithm for Computing Sample Variances", 1979), so a mean far from zero costs no digits.
@@ -63,14 +63,14 @@ class InputMoments:
 
     def __init__(self, inputs: int, device: torch.device) -> None:
         self.tokens = 0
-        self.mean = torch.zeros(inputs, dtype=torch.float64, device=device)  # [inputs]
+        self.mean = torch.zeros(inputs, dtype=widest(device), device=device)  # [inputs]
         self._squares = torch.zeros_like(self.mean)  # of what differs from the mean, summed
 
     def add(self, x: Tensor) -> None:
         """Take the inputs of more tokens: [tokens, inputs], any floating dtype."""
         if not len(x):
             return
-        x = x.double()
+        x = x.to(self.mean)
         total = self.tokens + len(x)
         apart = x.mean(0) - self.mean  # [inputs]
         self._squares += (x - x.mean(0)).square().sum(0)
@@ -84,5 +84,13 @@ class InputMoments:
 
     @property
     def variance(self) -> Tensor:
-        """The unbiased sample variance of each input feature: [inputs], float64; of 2 tokens up."""
+        """The unbiased sample variance of each input feature, [inputs]; of 2 tokens up."""
         return self._squares / (self.tokens - 1)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that has nothing wider, as MPS: tried, not assumed."""
+    try:
+        return torch.empty(0, dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
