@@ -65,7 +65,7 @@ class DeviceModels(Unloaded):
         """
         label = "control" if control else str(recipe)
         if label in self._failed:
-            raise self._failed[label] from None
+            raise self._failed[label].with_traceback(None) from None
         self._take_turn()
         try:
             if label not in self._kept:
@@ -131,6 +131,8 @@ class DeviceModels(Unloaded):
             CapcheckError: it cannot be built or written.
         """
         backend = self.backend(recipe)
+        # What was saved is loaded again, and needs the room.
+        _move((other.model for other in self._kept.values() if other is not backend), "cpu")
         found = calibrate.Compressed(backend.model, self._logs[recipe], self._grids[recipe])
         return saving.save(found, backend.tokenizer, folder).to_json()
 
@@ -170,13 +172,14 @@ class DeviceModels(Unloaded):
             self._turn.release()
 
     def _built(self, recipe: Recipe, control: bool) -> HFBackend:
-        self._place(None)
+        if recipe and not control:
+            # One compressed model at a time: the room of the last one is needed for this one.
+            for label in [label for label in self._kept if label != "none"]:
+                del self._kept[label]
+        self._place(None)  # what is loaded goes straight to the device
+        self._free()
         if control or not recipe:
             return self._loaded(control)
-        # One compressed model at a time: the room of the last one is needed for this one.
-        for label in [label for label in self._kept if label != "none"]:
-            del self._kept[label]
-        self._free()
         if (other := self._checkpoint(recipe)) is not None:
             return self._ready(recipe, other)
         if self._settings.baseline is not None:

@@ -29,6 +29,7 @@ from capcheck.blocks import find_matrices
 from capcheck.errors import ModelError, UsageError
 from capcheck.narrowing import shrunk
 from capcheck.recipe import Recipe, Step
+from capcheck.result import Loglik
 from capcheck.tasks.prose import documents
 from capcheck.widths import plain_zeros
 
@@ -157,9 +158,16 @@ def save(compressed: Compressed, tokenizer: Any, folder: str | Path) -> Saved:
     layout = layout_of(recipe, compressed.model)
     check_folder(folder)
     zeros = plain_zeros(compressed.model) if compressed.log.narrowed else {}
+    model = compressed.model
+    device = model.get_input_embeddings().weight.device
     with _whole_or_nothing(folder) as place:
-        _write(compressed, recipe, tokenizer, layout, place, zeros)
-        difference = _reloaded(compressed.model, tokenizer, place)
+        answers = _answers(HFBackend(model, tokenizer))
+        try:
+            model.to("cpu")  # to be written, and so that one model is on a device at a time
+            _write(compressed, recipe, tokenizer, layout, place, zeros)
+            difference = _off(model, tokenizer, place, device, answers)
+        finally:
+            model.to(device)
         info = hub.inspect(str(place))
         size, digest = info.bytes, info.digest
     return Saved(folder, layout, size, digest, difference)
@@ -247,10 +255,12 @@ def _pack(
         weight = state.pop(name)
         prefix = name.removesuffix("weight")
         # In 32 bits, for levels of 8 bits are too near to each other for a division in 16.
-        parts = {"weight": weight.float(), "weight_scale": grid.scale.float()}
+        parts = {"weight": weight.float(), "weight_scale": grid.scale.cpu().float()}
         if not step["symmetric"]:
             # Levels are counted from -2^(b-1) there, and from 0 here.
-            parts["weight_zero_point"] = (grid.zero - 2 ** (step.bits or 0) // 2).to(torch.int8)
+            parts["weight_zero_point"] = (grid.zero.cpu() - 2 ** (step.bits or 0) // 2).to(
+                torch.int8
+            )
         packed = PackedQuantizationCompressor.compress(parts, scheme)
         packed["weight_scale"] = packed["weight_scale"].to(weight.dtype)
         state.update({prefix + key: value for key, value in packed.items()})
@@ -265,20 +275,30 @@ def _pack(
     return found
 
 
-def _reloaded(model: Any, tokenizer: Any, place: Path) -> float:
-    """Load what was saved and ask it; return how far it is off, in nats a token.
+def _answers(backend: HFBackend) -> tuple[list[list[int]], list[Loglik]]:
+    """Return the tokens of some of the package's own prose, and their log-likelihoods."""
+    texts = documents(0, _ASKED)
+    tokens = [row.ids for row in backend.encoder.documents(texts)]
+    return tokens, backend.loglik_documents(texts)
+
+
+def _off(
+    model: Any,
+    tokenizer: Any,
+    place: Path,
+    device: torch.device,
+    gated: tuple[list[list[int]], list[Loglik]],
+) -> float:
+    """Load what was saved and ask it; return how far it is off `gated`, in nats a token.
 
     Raises:
         ModelError: it cannot be loaded, or its tokenizer became another, or it is further off than
             `TOLERANCE`.
     """
-    texts = documents(0, _ASKED)
-    device = str(model.get_input_embeddings().weight.device)
     dtype = str(model.dtype).removeprefix("torch.")
-    gated = HFBackend(model, tokenizer)
-    again = hub.load(str(place), device=device, dtype=dtype)
-    tokens = [[row.ids for row in one.encoder.documents(texts)] for one in (gated, again)]
-    if tokens[0] != tokens[1]:
+    again = hub.load(str(place), device=str(device), dtype=dtype)
+    tokens, found = _answers(again)
+    if tokens != gated[0]:
         kind = model.config.model_type
         raise ModelError(
             f"the saved tokenizer, a {type(tokenizer).__name__}, splits text into other tokens "
@@ -286,8 +306,7 @@ def _reloaded(model: Any, tokenizer: Any, place: Path) -> float:
             f"kinds of models, here {kind}, whatever its files say); nothing was saved: give "
             "the tokenizer that capcheck.load gives for the dense model"
         )
-    first, second = gated.loglik_documents(texts), again.loglik_documents(texts)
-    worst = max(abs(a.nats - b.nats) / a.tokens for a, b in zip(first, second, strict=True))
+    worst = max(abs(a.nats - b.nats) / a.tokens for a, b in zip(gated[1], found, strict=True))
     if not worst <= TOLERANCE:
         raise ModelError(
             f"the saved model does not answer as the gated one: its log-likelihoods are off by up "

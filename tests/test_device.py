@@ -163,6 +163,7 @@ def accelerator(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # other threads have no accelerator
     monkeypatch.setattr(loading, "devices", lambda: [DEVICE, "cpu"])
     room = {"free": 2**30}
+    monkeypatch.setattr(hub, "check_device", lambda *args: None)  # whether it runs packed weights
     monkeypatch.setattr(device, "free_on", lambda where: room["free"] if where == DEVICE else 0)
     with pretended():
         yield room
@@ -275,6 +276,23 @@ def test_an_error_that_is_kept_holds_no_model(folder, monkeypatch):
     gc.collect()
     assert [reference() for reference in alive] == [None]
     found.close()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["rtn:4,group=32", "gptq:4,group=32,symmetric=false", "wanda:0.5"]
+)
+def test_what_is_saved_there_is_what_is_saved_here(accelerator, tmp_path, recipe):
+    recipe = Recipe.parse(recipe + (",n=8,length=32" if "rtn" not in recipe else ""))
+    folder = save(tmp_path / "m", tiny_model("llama", intermediate_size=64), tiny_tokenizer())
+    saved = []
+    for where in ("cpu", DEVICE):
+        found = DeviceModels(Settings(model=str(folder), device=where))
+        assert kept(found, Recipe(), recipe, Recipe())[0] == where
+        saved.append(found.save(recipe, tmp_path / where.partition(":")[0]))
+        assert kept(found, recipe) == [where]
+        found.close()
+    assert saved[0]["digest"] == saved[1]["digest"]
+    assert saved[1]["difference"] < 1e-4
 
 
 @pytest.mark.parametrize("free", [2**30, 0])
