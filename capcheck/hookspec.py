@@ -16,5 +16,6 @@ def pytest_capcheck_models(settings: Settings) -> Models | None:
     """Return what gives the back ends for a run, or None to leave it to others.
 
     The first plugin that returns something serves the whole run: a server, another engine, or a
-    scripted back end in tests. Without one, models are loaded with transformers.
+    scripted back end in tests. Without one, models are loaded with transformers. Settings that are
+    `auto` (device, dtype, batch_tokens) are its to choose.
     """

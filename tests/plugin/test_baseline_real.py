@@ -64,7 +64,7 @@ def test_batches_are_those_of_the_baseline(run):
     assert result.ret in (0, 5), result.stdout.str()
     read = ("--compress=load:./other", "--capcheck-baseline=base.jsonl")
     result, report, _ = run(*read)
-    assert result.ret in (0, 1, 5), result.stderr.str()
+    assert len(report["checks"]) > 0, result.stderr.str()
     assert report["run"]["settings"]["batch_tokens"] == 64
     assert report["run"]["model"]["batch_tokens"] == 64
     result, _, _ = run(*read, "--capcheck-batch-tokens=4096")
