@@ -110,6 +110,20 @@ def test_another_machine_may_be_used(folder, saved):
     assert folder.run(KEPT, f"--capcheck-baseline={saved}").ret == 0
 
 
+def test_batches_that_may_be_chosen_are_those_of_the_baseline(folder):
+    conftest = folder.pytester.path / "conftest.py"
+    elsewhere(folder)
+    asked = '{"batch_tokens": settings.batch_tokens}'
+    conftest.write_text(conftest.read_text().replace("**EXTRA", f"**{asked}"))
+    file, report = folder.log / "base.jsonl", folder.log / "report.json"
+    small = "--capcheck-batch-tokens=64"
+    assert folder.run(KEPT, f"--capcheck-save-baseline={file}", small).ret == 0
+    read = f"--capcheck-baseline={file}"
+    assert folder.run(KEPT, read, f"--capcheck-json={report}").ret == 0
+    assert json.loads(report.read_text())["run"]["settings"]["batch_tokens"] == 64
+    folder.refuses(KEPT, read, "--capcheck-batch-tokens=4096", says="with batch_tokens 64, and")
+
+
 @pytest.mark.parametrize(
     ("then", "now", "says"),
     [
