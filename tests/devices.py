@@ -73,11 +73,11 @@ class PretendedAccelerator(TorchDispatchMode):
         name = func.overloadpacket.__name__
         tensors = _tensors((args, kwargs))
         own = [x for x in tensors if isinstance(x, _There)]
-        if own and _is_made_of_others(func) and name != "linear":
-            with self:
-                return func.decompose(*args, **kwargs)
         where = kwargs.get("device")
         goes = bool(own) if where is None else torch.device(where).type != "cpu"
+        if (own or goes) and _is_made_of_others(func) and name != "linear":
+            with self:
+                return func.decompose(*args, **kwargs)
         if name in _INDEXING and isinstance(tensors[0], _There):
             self.check(func, [x for x in tensors if x.dtype not in (torch.int64, torch.bool)])
         elif name not in ("_to_copy", "copy_"):
@@ -114,7 +114,7 @@ class PretendedAccelerator(TorchDispatchMode):
             moved = there is not isinstance(args[1], _There)
         if name in ("_to_copy", "copy_"):
             asked_not_to = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
-            waits = moved and not asked_not_to
+            waits = moved and not asked_not_to and args[0].numel() > 0
         elif name in _INDEXING and there:
             indices = _tensors(args[1])
             waits = any(x.dtype == torch.bool or not isinstance(x, _There) for x in indices)

@@ -69,6 +69,8 @@ def test_memory_is_counted_as_long_as_it_is_held():
         (lambda x: x.cpu(), 1),
         (lambda x: x.to("cpu", non_blocking=True), 0),
         (lambda x: torch.tensor([1, 2], device=DEVICE), 1),
+        (lambda x: torch.tensor([], device=DEVICE), 0),
+        (lambda x: torch.tensor([1, 2]).to(DEVICE), 1),
         (lambda x: torch.tensor([1, 2]).to(DEVICE, non_blocking=True), 0),
         (lambda x: x[torch.tensor([0, 1])], 1),
         (lambda x: x[torch.zeros(2, dtype=torch.int64, device=DEVICE)], 0),
@@ -80,8 +82,9 @@ def test_memory_is_counted_as_long_as_it_is_held():
         (lambda x: x.copy_(x.flip(0)), 0),
     ],
 )
-def test_waits_are_noted(what, waits):
-    with pretended() as accelerator:
+@pytest.mark.parametrize("inference", [True, False])
+def test_waits_are_noted(what, waits, inference):
+    with pretended() as accelerator, torch.inference_mode(inference):
         x = torch.ones(4, device=DEVICE)
         assert not accelerator.waits
         what(x)

@@ -152,4 +152,5 @@ def test_generated_tokens_are_waited_for_and_little_else(there, monkeypatch):
     waits = {kind: accelerator.waits.count(kind) for kind in accelerator.waits}
     assert waits.pop("tolist") <= len(steps) + len(runs), waits
     assert waits.pop("_local_scalar_dense") <= 2 * len(steps) + 5 * len(runs), waits
-    assert waits == {"_to_copy": len(runs)}
+    # Of each run what it generated is brought; transformers sends the tokens that end it, and pad.
+    assert waits == {"_to_copy": 3 * len(runs)}
