@@ -182,7 +182,8 @@ def choose_device(device: str) -> str:
     known = devices()
     if device == "auto":
         return known[0]
-    wanted = "cuda:0" if device == "cuda" else device
+    # As tensors there say it, and as this machine's devices are listed.
+    wanted = {"cuda": "cuda:0", "mps:0": "mps"}.get(device, device)
     if wanted not in known:
         raise UsageError(f"device {device!r} is not there; this machine has {', '.join(known)}")
     return wanted

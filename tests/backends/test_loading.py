@@ -77,7 +77,7 @@ def test_auto_takes_the_best_device(monkeypatch):
     assert loading.choose_device("auto") == loading.choose_device("cuda") == "cuda:0"
     assert loading.choose_device("cuda:1") == "cuda:1"
     machine(monkeypatch, mps=True)
-    assert loading.choose_device("auto") == "mps"
+    assert loading.choose_device("auto") == loading.choose_device("mps:0") == "mps"
     machine(monkeypatch)
     assert loading.choose_device("auto") == "cpu"
 
