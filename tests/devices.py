@@ -24,6 +24,7 @@ DEVICE = "pretended:0"
 """Its name, while `pretended` is entered."""
 
 _HOST = torch.device("cpu")
+_OF_TWO_DEVICES = ("_to_copy", "copy_", "is_same_size")
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 _NEEDS_VALUES = (
     *("_local_scalar_dense", "equal", "nonzero", "_unique2", "unique_dim", "masked_select"),
@@ -80,7 +81,7 @@ class PretendedAccelerator(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         if name in _INDEXING and isinstance(tensors[0], _There):
             self.check(func, [x for x in tensors if x.dtype not in (torch.int64, torch.bool)])
-        elif name not in ("_to_copy", "copy_"):
+        elif name not in _OF_TWO_DEVICES:
             self.check(func, tensors)
         self._note_waits(name, args, kwargs, moved=bool(tensors) and goes is not bool(own))
         host = list(_mapped(_inner, args)), _mapped(_inner, kwargs)

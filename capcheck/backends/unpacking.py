@@ -115,6 +115,11 @@ def unpacked(model: Any, info: ModelInfo) -> Any:
                 # Older transformers give bfloat16 whatever dtype is asked for. It holds these
                 # weights as they are, but would round what is computed with them.
                 weight.data = weight.data.to(model.dtype)
+    if method == "compressed-tensors":
+        # Under older transformers the package keeps weights on the host and hands out copies.
+        from compressed_tensors.offload import remove_dispatch
+
+        return remove_dispatch(model)
     if method != "bitsandbytes_4bit":
         return model
     # Its kernels on the CPU want widths that 32 divides, and compute in bfloat16.
