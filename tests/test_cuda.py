@@ -5,7 +5,6 @@ Numbers are those of the CPU up to rounding: kernels sum in another order.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from capcheck.recipe import Recipe
 from capcheck.session import Session
 from capcheck.settings import Settings
 from capcheck.store import Store
-from tests.backends.test_accelerator import DOCUMENTS, PAIRS, QUESTIONS, ask
+from tests.backends.test_accelerator import DOCUMENTS, PAIRS, QUESTIONS, ask, same_answers
 from tests.matrices import token_ids
 from tests.plain import LOUD, TOKENIZER, WORDS
 from tests.tiny import ARCHITECTURES, MIXTURES, save, tiny_model, tiny_tokenizer
@@ -38,12 +37,7 @@ RECIPES = [
 def test_the_answers_are_those_of_the_host(architecture):
     wanted = ask(HFBackend(tiny_model(architecture, gain=LOUD), TOKENIZER))
     found = ask(HFBackend(tiny_model(architecture, gain=LOUD).to(DEVICE), TOKENIZER))
-    for kind, answers in wanted.items():
-        if kind in ("texts", "tokens"):
-            assert found[kind] == answers
-        else:
-            for a, b in zip(found[kind], answers, strict=True):
-                np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
+    same_answers(found, wanted, 1e-3)
 
 
 @pytest.mark.parametrize("questions", [PAIRS, QUESTIONS], ids=["alone", "packed"])

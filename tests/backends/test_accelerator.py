@@ -35,6 +35,17 @@ def ask(backend):
     }
 
 
+def same_answers(found, wanted, nats):
+    """Assert that texts and tokens are equal, and numbers but for so many nats."""
+    assert found.keys() == wanted.keys()
+    for kind, answers in wanted.items():
+        if kind in ("texts", "tokens"):
+            assert found[kind] == answers
+        else:
+            for a, b in zip(found[kind], answers, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=nats)
+
+
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MIXTURES])
 def test_the_answers_are_those_of_the_host(architecture, monkeypatch):
     # Batches are made otherwise on a CPU; here only the device is another.
@@ -43,13 +54,7 @@ def test_the_answers_are_those_of_the_host(architecture, monkeypatch):
     wanted = ask(HFBackend(tiny_model(architecture, gain=LOUD), TOKENIZER))
     with pretended(doubles=False):
         found = ask(HFBackend(tiny_model(architecture, gain=LOUD).to(DEVICE), TOKENIZER))
-    assert found.keys() == wanted.keys()
-    for kind, answers in wanted.items():
-        if kind in ("texts", "tokens"):
-            assert found[kind] == answers
-        else:
-            for a, b in zip(found[kind], answers, strict=True):
-                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    same_answers(found, wanted, 1e-5)
 
 
 @pytest.fixture
